@@ -1,0 +1,10 @@
+//! Emulated devices: virtio over PCI and the few legacy devices that Linux wants.
+//!
+//! Nothing here knows KVM. A device reaches the hypervisor through three small things that
+//! its maker hands over: an [`irq::IrqLine`], a [`pci::msix::MsiRouter`], and event file
+//! descriptors that the hypervisor signals when the guest rings a doorbell.
+
+pub mod bus;
+pub mod irq;
+pub mod pci;
+pub mod virtio;

@@ -1,0 +1,75 @@
+//! What the block device asks of a disk: *where* bytes are. Moving them is the device's work.
+
+use std::any::Any;
+use std::io;
+use std::os::fd::BorrowedFd;
+
+/// What a guest is told of a disk.
+#[derive(Clone, Debug)]
+pub struct Geometry {
+    /// Size in bytes, a multiple of 512.
+    pub size: u64,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// Preferred block size in bytes (a cluster): a power of two, at least 512.
+    pub block_size: u32,
+    /// Serial number, at most 20 bytes of ASCII.
+    pub serial: String,
+}
+
+/// A run of a request's bytes, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// `len` bytes at `offset` of `files()[file]`. What lies past the file's end reads as zeros.
+    File {
+        /// Index into [`Disk::files`].
+        file: usize,
+        /// Byte offset in that file.
+        offset: u64,
+        /// Length in bytes.
+        len: u64,
+    },
+    /// `len` bytes that read as zeros. Never in a write plan.
+    Zero {
+        /// Length in bytes.
+        len: u64,
+    },
+}
+
+/// Keeps what a plan's extents name from being freed or moved: drop it after the last
+/// completion of the plan's I/O.
+pub type Pin = Box<dyn Any + Send>;
+
+/// How a request's bytes can be moved.
+pub enum Plan {
+    /// Directly between guest memory and these extents, which cover the request exactly.
+    Fast(Vec<Extent>, Pin),
+    /// Through [`Disk::read`] or [`Disk::write`]: allocation, copy on write, compression.
+    Slow,
+}
+
+/// A virtual disk. Methods take `&self` and may be called from several threads.
+///
+/// Offsets and lengths are bytes, multiples of 512, and inside the geometry's size: the device
+/// checks them once, where it parses the request.
+pub trait Disk: Send + Sync {
+    /// What the guest is told. Constant while the disk is attached.
+    fn geometry(&self) -> &Geometry;
+    /// The files that extents name by index. Constant while the disk is attached.
+    fn files(&self) -> Vec<BorrowedFd<'_>>;
+    /// Where `len` bytes at `offset` are to be read from.
+    fn plan_read(&self, offset: u64, len: u64) -> io::Result<Plan>;
+    /// Where `len` bytes at `offset` can be overwritten in place; `Slow` if anything must be
+    /// allocated or transformed.
+    fn plan_write(&self, offset: u64, len: u64) -> io::Result<Plan>;
+    /// Reads by way of a buffer.
+    fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
+    /// Writes by way of a buffer.
+    fn write(&self, offset: u64, buf: &[u8]) -> io::Result<()>;
+    /// Zeroes a range; with `unmap` its storage may be given back.
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()>;
+    /// Tells that a range's content is of no use any more. It reads as zeros or as before.
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
+    /// Makes every completed write durable.
+    fn flush(&self) -> io::Result<()>;
+}
