@@ -1,1 +1,9 @@
-//! Whole-system tests: see the files under `tests/`.
+//! What the whole-system tests share: the built `cowshed`, images that `qemu-img` made, waiting with
+//! a deadline, and a nested host with ordinary KVM.
+//!
+//! Everything here panics with the full story when its step fails: its callers are tests.
+
+pub mod cloud_kernel;
+pub mod nested;
+pub mod process;
+pub mod skip;
