@@ -4,7 +4,10 @@
 //! its maker hands over: an [`irq::IrqLine`], a [`pci::msix::MsiRouter`], and event file
 //! descriptors that the hypervisor signals when the guest rings a doorbell.
 
+#![deny(missing_docs)]
+
 pub mod bus;
 pub mod irq;
+pub mod legacy;
 pub mod pci;
 pub mod virtio;
