@@ -1,0 +1,183 @@
+//! What one run is made of: plain data, no I/O. The command line fills it in.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A virtual machine to run once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The kernel: bzImage or ELF. `None`: the default guest's.
+    pub kernel: Option<PathBuf>,
+    /// The user's initrd.
+    pub initrd: Option<PathBuf>,
+    /// The kernel command line.
+    pub cmdline: Cmdline,
+    /// Number of vCPUs, 1 to [`crate::layout::MAX_CPUS`].
+    pub cpus: u8,
+    /// Guest memory in bytes, a multiple of 1 MiB.
+    pub memory: u64,
+    /// The run ends after this long.
+    pub timeout: Option<Duration>,
+    /// The guest's job must have begun after this long. `None`: what suits the host with a
+    /// command, no limit without one.
+    pub boot_timeout: Option<Duration>,
+    /// The first disk, which carries the root file system.
+    pub root: Root,
+    /// The disks after the root, in the order in which the guest sees them.
+    pub disks: Vec<Disk>,
+    /// How throwaway overlays are kept.
+    pub overlays: Overlays,
+    /// The command to run in the guest and its arguments; never empty. `None`: the guest's own
+    /// init, with an interactive console.
+    pub command: Option<Vec<OsString>>,
+    /// Environment variables for the command.
+    pub env: Vec<(OsString, OsString)>,
+    /// The command's working directory in the guest.
+    pub cwd: Option<PathBuf>,
+    /// Copied into the guest before the command runs: from host paths to guest paths.
+    pub copy_in: Vec<Copy>,
+    /// Copied out of the guest after the command ran: from guest paths to host paths.
+    pub copy_out: Vec<Copy>,
+    /// A file that receives all that the guest's console says.
+    pub console_log: Option<PathBuf>,
+    /// Where the report is written.
+    pub report: Option<PathBuf>,
+}
+
+/// Which disk carries the root file system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Root {
+    /// The default guest's root image, its writes kept as said.
+    Default(Overlay),
+    /// The IMAGE of the command line.
+    Image(Disk),
+    /// No IMAGE, but a kernel: [`Run::disks`] are all the disks there are, perhaps none.
+    None,
+}
+
+/// The kernel command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cmdline {
+    /// This, which may be empty, after a sensible default.
+    Append(String),
+    /// This and nothing else.
+    Replace(String),
+}
+
+/// A disk of the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// The base image.
+    pub path: PathBuf,
+    /// The base's format. `None`: not named, so it must have qcow2's magic.
+    pub format: Option<Format>,
+    /// The guest may not write.
+    pub read_only: bool,
+    /// What the guest reads as the serial number: at most 20 bytes of printable ASCII.
+    pub serial: Option<String>,
+    /// The size that the guest sees, in bytes, a multiple of 512. `None`: the image's own.
+    pub size: Option<u64>,
+    /// Where the guest's writes go.
+    pub overlay: Overlay,
+    /// The format of the backing file that the base names, where the base does not say it.
+    pub backing_format: Option<Format>,
+    /// Backing and data files may lie outside the folder of the image that names them.
+    pub allow_outside: bool,
+}
+
+impl Disk {
+    /// The image at `path` with nothing else said of it.
+    #[must_use]
+    pub fn new(path: impl AsRef<Path>) -> Self {
+        Self {
+            path: path.as_ref().to_path_buf(),
+            format: None,
+            read_only: false,
+            serial: None,
+            size: None,
+            overlay: Overlay::Throwaway,
+            backing_format: None,
+            allow_outside: false,
+        }
+    }
+}
+
+/// A disk image's format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// qcow2, versions 2 and 3.
+    Qcow2,
+    /// The file is the disk.
+    Raw,
+}
+
+/// Where a guest's writes go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Overlay {
+    /// Into a file without a name, which dies with the run.
+    Throwaway,
+    /// Into the overlay at this path, which is made if it is not there.
+    At(PathBuf),
+    /// Into the image itself.
+    Direct,
+}
+
+/// What holds for every throwaway overlay.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overlays {
+    /// The folder that they take their space from. `None`: `$TMPDIR`, else `/var/tmp`.
+    pub folder: Option<PathBuf>,
+    /// No overlay file grows beyond this many bytes; applies to those with a path as well.
+    pub max_size: Option<u64>,
+    /// The first one is kept under this path when the run fails.
+    pub keep: Option<PathBuf>,
+}
+
+/// A file or folder to copy between host and guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Copy {
+    /// Copied from.
+    pub from: PathBuf,
+    /// Copied to.
+    pub to: PathBuf,
+}
+
+impl Run {
+    /// A machine with the default guest and nothing asked of it.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            kernel: None,
+            initrd: None,
+            cmdline: Cmdline::Append(String::new()),
+            cpus: 1,
+            memory: DEFAULT_MEMORY,
+            timeout: None,
+            boot_timeout: None,
+            root: Root::Default(Overlay::Throwaway),
+            disks: Vec::new(),
+            overlays: Overlays::default(),
+            command: None,
+            env: Vec::new(),
+            cwd: None,
+            copy_in: Vec::new(),
+            copy_out: Vec::new(),
+            console_log: None,
+            report: None,
+        }
+    }
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Guest memory where nothing is said of it, in bytes.
+pub const DEFAULT_MEMORY: u64 = 256 << 20;
+/// The least guest memory, in bytes.
+pub const MIN_MEMORY: u64 = 16 << 20;
+/// The boot timeout of a run with a command, where nothing is said of it and KVM is ordinary.
+pub const DEFAULT_BOOT_TIMEOUT: Duration = Duration::from_secs(120);
