@@ -1,0 +1,107 @@
+//! Linux's bzImage: the setup header, and the packed ELF inside
+//! (`Documentation/arch/x86/boot.rst`).
+
+use linux_loader::bootparam::setup_header;
+use vm_memory::ByteValued;
+
+use super::{Error, Source, unpack};
+
+const HEADER_OFFSET: u64 = 0x1f1;
+const BOOT_FLAG: u16 = 0xaa55;
+const MAGIC: u32 = 0x5372_6448;
+/// First version with `payload_offset` and `payload_length`.
+const LEAST_VERSION: u16 = 0x0208;
+/// First version with `xloadflags`, and the flag of a 64-bit kernel in it.
+const XLOADFLAGS_VERSION: u16 = 0x020c;
+const XLF_KERNEL_64: u16 = 1;
+const SECTOR: u64 = 512;
+
+/// A bzImage whose payload lies in its file.
+pub(super) struct BzImage {
+    /// The setup header, to be passed on in the zero page.
+    pub(super) header: setup_header,
+    payload_offset: u64,
+    payload_len: usize,
+}
+
+impl BzImage {
+    pub(super) fn parse(image: &Source) -> Result<Self, Error> {
+        let read = |source| Error::Read {
+            what: "kernel",
+            source,
+        };
+        let len = image.len().map_err(read)?;
+        let mut header = setup_header::default();
+        if len < HEADER_OFFSET + size_of::<setup_header>() as u64 {
+            return Err(Error::UnknownKernel { hint: "" });
+        }
+        image
+            .read_exact_at(header.as_mut_slice(), HEADER_OFFSET)
+            .map_err(read)?;
+        if header.boot_flag != BOOT_FLAG || header.header != MAGIC {
+            return Err(Error::UnknownKernel { hint: hint(image) });
+        }
+        let version = header.version;
+        if version < LEAST_VERSION {
+            let (major, minor) = (version >> 8, version & 0xff);
+            return Err(Error::BzImage(format!(
+                "its boot protocol {major}.{minor:02} is older than 2.08"
+            )));
+        }
+        if version < XLOADFLAGS_VERSION || header.xloadflags & XLF_KERNEL_64 == 0 {
+            return Err(Error::BzImage("it has no 64-bit entry point".to_owned()));
+        }
+
+        // The jump at 0x200 ends where the header does; what follows is not for us.
+        let [_, header_len] = header.jump.to_le_bytes();
+        let known = usize::from(header_len) + (0x202 - HEADER_OFFSET as usize);
+        if let Some(beyond) = header.as_mut_slice().get_mut(known..) {
+            beyond.fill(0);
+        }
+
+        let setup_sectors = if header.setup_sects == 0 {
+            4
+        } else {
+            u64::from(header.setup_sects)
+        };
+        let payload_offset = (setup_sectors + 1) * SECTOR + u64::from(header.payload_offset);
+        if header.payload_length == 0 || payload_offset + u64::from(header.payload_length) > len {
+            return Err(Error::BzImage(
+                "its payload lies beyond the end of the file".to_owned(),
+            ));
+        }
+        let payload_len = header.payload_length as usize;
+        Ok(Self {
+            header,
+            payload_offset,
+            payload_len,
+        })
+    }
+
+    /// The payload, unpacked: an ELF, unless the file is damaged. No longer than `ram`.
+    pub(super) fn unpack(&self, image: &Source, ram: u64) -> Result<Vec<u8>, Error> {
+        let mut payload = vec![0; self.payload_len];
+        image
+            .read_exact_at(&mut payload, self.payload_offset)
+            .map_err(|source| Error::Read {
+                what: "kernel",
+                source,
+            })?;
+        unpack::unpack(&payload, ram)
+    }
+}
+
+/// What a file that is no kernel looks like.
+fn hint(image: &Source) -> &'static str {
+    let mut magic = [0; 6];
+    if image.read_exact_at(&mut magic, 0).is_err() {
+        return "";
+    }
+    match magic {
+        [0x1f, 0x8b, ..] => "; this is gzip: unpack it first",
+        [0xfd, b'7', b'z', b'X', b'Z', 0] => "; this is xz: unpack it first",
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => "; this is zstd: unpack it first",
+        [b'M', b'Z', ..] => "; this is an EFI program of another kind",
+        _ => "",
+    }
+}
