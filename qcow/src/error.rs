@@ -1,0 +1,160 @@
+//! What can go wrong with a disk image, and what to do about it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A value in an image that the specification, or a limit of this crate, does not allow.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field} at offset {offset:#x} is {value}, expected {expected}")]
+pub struct Violation {
+    /// Name of the field, as the specification has it.
+    pub field: String,
+    /// Where in the file it was read, in bytes.
+    pub offset: u64,
+    /// The value that was found.
+    pub value: String,
+    /// What would have been right.
+    pub expected: String,
+}
+
+impl Violation {
+    pub(crate) fn new(
+        field: impl Into<String>,
+        offset: u64,
+        value: impl ToString,
+        expected: impl Into<String>,
+    ) -> Self {
+        Violation {
+            field: field.into(),
+            offset,
+            value: value.to_string(),
+            expected: expected.into(),
+        }
+    }
+}
+
+/// Why an image cannot be opened, read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A system call on one of the chain's files failed.
+    #[error("cannot {action} {file}")]
+    Io {
+        /// The file.
+        file: PathBuf,
+        /// What was attempted: a verb with its object's place, such as `read 512 bytes at 0x200 of`.
+        action: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The image breaks the format.
+    #[error("{file} is not a valid image (`qemu-img check` may say more)")]
+    Invalid {
+        /// The image.
+        file: PathBuf,
+        /// Field, offset, value and expectation.
+        source: Violation,
+    },
+    /// The image is valid and uses something that this crate does not do yet.
+    #[error("{file} uses {feature}, which is not supported: {advice}")]
+    Unsupported {
+        /// The image.
+        file: PathBuf,
+        /// The feature's name.
+        feature: String,
+        /// What a person can do.
+        advice: &'static str,
+    },
+    /// A backing file that the policy, the name or the chain's shape forbids.
+    #[error("{file} names the backing file {name:?}, which is refused: {reason}")]
+    Reference {
+        /// The image that names it.
+        file: PathBuf,
+        /// The name as it is recorded.
+        name: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// A write to an image that was opened for reading.
+    #[error("{file} is open read-only")]
+    ReadOnly {
+        /// The image.
+        file: PathBuf,
+    },
+    /// The image is marked corrupt, or was found corrupt while open; it is not written any more.
+    #[error(
+        "{file} is corrupt and is not written: {reason}; repair it with `qemu-img check -r all`"
+    )]
+    Corrupt {
+        /// The image.
+        file: PathBuf,
+        /// What was found.
+        reason: String,
+    },
+    /// A request past the end of the disk.
+    #[error("{len} bytes at {offset:#x} reach past the end of a disk of {size} bytes")]
+    OutOfRange {
+        /// Start of the request in bytes.
+        offset: u64,
+        /// Length of the request in bytes.
+        len: u64,
+        /// The disk's size in bytes.
+        size: u64,
+    },
+    /// The file may not grow any further.
+    #[error("{file} may not grow past {limit} bytes: raise the overlay's size limit")]
+    Full {
+        /// The image.
+        file: PathBuf,
+        /// The limit in bytes, or the most that the format can address.
+        limit: u64,
+    },
+    /// Creation options that contradict each other or the format.
+    #[error("cannot create {file}: {reason}")]
+    Options {
+        /// The image to be.
+        file: PathBuf,
+        /// Which option, and what it may be.
+        reason: String,
+    },
+}
+
+/// The crate's result.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    pub(crate) fn io(file: &Path, action: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
+        let action = action.into();
+        move |source| Error::Io {
+            file: file.to_owned(),
+            action,
+            source,
+        }
+    }
+
+    pub(crate) fn invalid(file: &Path) -> impl FnOnce(Violation) -> Error {
+        move |source| Error::Invalid {
+            file: file.to_owned(),
+            source,
+        }
+    }
+
+    /// The kind that an I/O error of the same meaning would have.
+    pub fn kind(&self) -> io::ErrorKind {
+        match self {
+            Error::Io { source, .. } => source.kind(),
+            Error::Invalid { .. } | Error::Corrupt { .. } => io::ErrorKind::InvalidData,
+            Error::Unsupported { .. } => io::ErrorKind::Unsupported,
+            Error::Reference { .. } => io::ErrorKind::PermissionDenied,
+            Error::ReadOnly { .. } => io::ErrorKind::ReadOnlyFilesystem,
+            Error::OutOfRange { .. } | Error::Options { .. } => io::ErrorKind::InvalidInput,
+            Error::Full { .. } => io::ErrorKind::StorageFull,
+        }
+    }
+}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        io::Error::new(error.kind(), error)
+    }
+}

@@ -1,0 +1,39 @@
+//! How to open an image.
+
+use crate::chain::{Format, ReferencePolicy};
+
+/// How to open an image.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// Format of the named file.
+    pub format: Format,
+    /// No write reaches any file.
+    pub read_only: bool,
+    /// Which backing files are followed.
+    pub references: ReferencePolicy,
+    /// Format of backing files whose image does not record one. Without it they are refused.
+    pub backing_format: Option<Format>,
+    /// Bytes of tables to keep in memory, for the whole chain: half for the top image, the rest
+    /// shared by its backing files, but never less than 64 KiB each.
+    pub cache_bytes: usize,
+    /// The file may not grow past this many bytes: writes that would need more fail with
+    /// [`Error::Full`](crate::Error::Full).
+    pub max_file_size: Option<u64>,
+}
+
+impl OpenOptions {
+    /// Default of [`cache_bytes`](Self::cache_bytes): with 64 KiB clusters the tables of 64 GiB.
+    pub const DEFAULT_CACHE_BYTES: usize = 16 << 20;
+
+    /// Read-write, backing files in the image's own folder, 16 MiB of tables.
+    pub fn new(format: Format) -> Self {
+        OpenOptions {
+            format,
+            read_only: false,
+            references: ReferencePolicy::default(),
+            backing_format: None,
+            cache_bytes: Self::DEFAULT_CACHE_BYTES,
+            max_file_size: None,
+        }
+    }
+}

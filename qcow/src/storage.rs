@@ -1,0 +1,54 @@
+//! Where an image's bytes live.
+
+mod file;
+mod memory;
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+pub use file::FileStorage;
+pub use memory::MemoryStorage;
+
+/// Tells one file from another, whatever its names: `st_dev` and `st_ino`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// Device number.
+    pub device: u64,
+    /// Inode number on that device.
+    pub inode: u64,
+}
+
+/// A flat, growing run of bytes: a file, or what stands in for one.
+///
+/// Methods take `&self` and may be called from several threads; overlapping calls may be ordered
+/// either way. A write is durable after the next [`sync`](Storage::sync) that began after it ended.
+#[allow(clippy::len_without_is_empty)] // `len` asks the system and may fail; nobody asks for empty.
+pub trait Storage: Send + Sync {
+    /// Fills `buf` from `offset`. Bytes past the end are zeros.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
+    /// Writes `buf` at `offset`, growing the storage if needed.
+    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()>;
+    /// Makes a range read as zeros, growing the storage if needed.
+    fn zero(&self, offset: u64, len: u64) -> io::Result<()>;
+    /// Gives a range back to the host. It reads as zeros afterwards, and the length stays.
+    /// Fails with [`io::ErrorKind::Unsupported`] where the host cannot.
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()>;
+    /// Makes every write that has ended durable.
+    fn sync(&self) -> io::Result<()>;
+    /// Length in bytes.
+    fn len(&self) -> io::Result<u64>;
+    /// Cuts or grows (with zeros) to `len` bytes.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+    /// Bytes that the host keeps for it: less than the length where it has holes.
+    fn allocated(&self) -> io::Result<u64> {
+        self.len()
+    }
+    /// The file, if it is one: extents of a plan can then be read and written through it.
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+    /// What loop detection compares. `None` if nothing else can name the same storage.
+    fn identity(&self) -> io::Result<Option<Identity>> {
+        Ok(None)
+    }
+}

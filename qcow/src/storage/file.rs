@@ -1,0 +1,126 @@
+//! A file or block device of the host.
+
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
+
+use super::{Identity, Storage};
+
+const ZEROS: [u8; 65536] = [0; 65536];
+
+/// A file or block device of the host. Opening and locking it is the caller's work.
+#[derive(Debug)]
+pub struct FileStorage {
+    file: File,
+}
+
+impl FileStorage {
+    /// Takes an open file.
+    pub fn new(file: File) -> Self {
+        FileStorage { file }
+    }
+
+    fn grow_to(&self, len: u64) -> io::Result<()> {
+        if self.len()? < len {
+            self.set_len(len)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+fn unsupported(errno: Errno) -> bool {
+    errno == Errno::OPNOTSUPP || errno == Errno::NOSYS || errno == Errno::NODEV
+}
+
+impl Storage for FileStorage {
+    fn read_at(&self, mut offset: u64, mut buf: &mut [u8]) -> io::Result<()> {
+        while !buf.is_empty() {
+            match self.file.read_at(buf, offset) {
+                Ok(0) => {
+                    buf.fill(0);
+                    return Ok(());
+                }
+                Ok(n) => {
+                    buf = buf.get_mut(n..).unwrap_or_default();
+                    offset = offset.saturating_add(n as u64);
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(buf, offset)
+    }
+
+    fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
+        match fallocate(&self.file, FallocateFlags::ZERO_RANGE, offset, len) {
+            Ok(()) => return Ok(()),
+            Err(errno) if unsupported(errno) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        self.grow_to(offset.saturating_add(len))?;
+        match self.punch(offset, len) {
+            Err(e) if e.kind() == io::ErrorKind::Unsupported => {}
+            done => return done,
+        }
+        let mut done = 0;
+        while done < len {
+            let part = (len - done).min(ZEROS.len() as u64);
+            self.write_at(offset.saturating_add(done), &ZEROS[..part as usize])?;
+            done += part;
+        }
+        Ok(())
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(&self.file, flags, offset, len).map_err(|errno| {
+            if unsupported(errno) {
+                io::ErrorKind::Unsupported.into()
+            } else {
+                errno.into()
+            }
+        })
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        let metadata = self.file.metadata()?;
+        if metadata.file_type().is_block_device() {
+            // Nothing here uses the file's position, so that moving it is harmless.
+            return (&self.file).seek(SeekFrom::End(0));
+        }
+        Ok(metadata.len())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+
+    fn allocated(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.blocks().saturating_mul(512))
+    }
+
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
+    }
+
+    fn identity(&self) -> io::Result<Option<Identity>> {
+        let metadata = self.file.metadata()?;
+        Ok(Some(Identity {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+        }))
+    }
+}
