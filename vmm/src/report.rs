@@ -1,5 +1,7 @@
 //! Why a run ended: the exit status, and the report for machines.
 
+use std::error::Error;
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -205,6 +207,19 @@ impl Report {
             source,
         })
     }
+}
+
+/// An error and its causes in one line.
+#[must_use]
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        // Writing to a string does not fail.
+        let _ = write!(text, ": {error}");
+        cause = error.source();
+    }
+    text
 }
 
 /// Puts `bytes` at `path` by renaming a file that was written beside it.

@@ -5,9 +5,7 @@ mod doctor;
 mod run;
 mod value;
 
-use std::error::Error;
 use std::ffi::OsString;
-use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -15,7 +13,7 @@ use std::process::ExitCode;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use tracing::level_filters::LevelFilter;
 
-use crate::report::{Outcome, Report, status};
+use crate::report::{Outcome, Report, chain, status};
 
 /// Boots Linux guests on KVM in milliseconds, on copy-on-write disks.
 #[derive(Parser, Debug)]
@@ -138,19 +136,6 @@ fn start_logging(verbose: u8, format: LogFormat) {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
     }
-}
-
-/// An error and its causes in one line.
-#[must_use]
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        // Writing to a string does not fail.
-        let _ = write!(text, ": {error}");
-        cause = error.source();
-    }
-    text
 }
 
 /// A line on standard error, which may be closed.
