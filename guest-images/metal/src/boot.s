@@ -253,8 +253,7 @@ bcmp:
     je 1f
     movzx eax, byte ptr [rdi - 1]
     movzx ecx, byte ptr [rsi - 1]
-    sub ecx, eax
-    mov eax, ecx
+    sub eax, ecx
 1:  ret
 
 .globl strlen

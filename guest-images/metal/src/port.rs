@@ -2,36 +2,31 @@
 
 use core::arch::asm;
 
-/// Writes a byte to a port.
-pub fn write8(port: u16, value: u8) {
-    // SAFETY: OUT touches neither memory nor flags; what devices do is theirs to answer for.
-    unsafe {
-        asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags))
-    }
+macro_rules! access {
+    ($word:ty, $write:ident, $read:ident, $register:tt) => {
+        #[doc = concat!("Writes a `", stringify!($word), "` to a port.")]
+        pub fn $write(port: u16, value: $word) {
+            // SAFETY: OUT touches neither memory nor flags; what the device behind the port
+            // does to memory was asked for by whoever gave it an address.
+            unsafe {
+                asm!(concat!("out dx, ", $register), in("dx") port, in($register) value,
+                     options(nostack, preserves_flags));
+            }
+        }
+
+        #[doc = concat!("Reads a `", stringify!($word), "` from a port.")]
+        pub fn $read(port: u16) -> $word {
+            let value;
+            // SAFETY: as with OUT.
+            unsafe {
+                asm!(concat!("in ", $register, ", dx"), in("dx") port, out($register) value,
+                     options(nostack, preserves_flags));
+            }
+            value
+        }
+    };
 }
 
-/// Writes two bytes to a port.
-pub fn write16(port: u16, value: u16) {
-    // SAFETY: as in `write8`.
-    unsafe {
-        asm!("out dx, ax", in("dx") port, in("ax") value, options(nomem, nostack, preserves_flags))
-    }
-}
-
-/// Writes four bytes to a port.
-pub fn write32(port: u16, value: u32) {
-    // SAFETY: as in `write8`.
-    unsafe {
-        asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack, preserves_flags))
-    }
-}
-
-/// Reads four bytes from a port.
-pub fn read32(port: u16) -> u32 {
-    let value;
-    // SAFETY: as in `write8`.
-    unsafe {
-        asm!("in eax, dx", in("dx") port, out("eax") value, options(nomem, nostack, preserves_flags))
-    }
-    value
-}
+access!(u8, write8, read8, "al");
+access!(u16, write16, read16, "ax");
+access!(u32, write32, read32, "eax");

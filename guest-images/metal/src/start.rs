@@ -3,13 +3,14 @@
 use core::arch::global_asm;
 use core::ffi::{CStr, c_char};
 use core::panic::PanicInfo;
+use core::slice;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use crate::{power, println};
+use crate::{memory, power, println};
 
 global_asm!(include_str!("boot.s"));
 
-/// What the VMM hands to a PVH guest (Xen's `hvm_start_info`, its first fields).
+/// What the VMM hands to a PVH guest (Xen's `hvm_start_info`, version 1).
 #[repr(C)]
 struct StartInfo {
     magic: u32,
@@ -18,7 +19,22 @@ struct StartInfo {
     nr_modules: u32,
     modlist_paddr: u64,
     cmdline_paddr: u64,
+    rsdp_paddr: u64,
+    memmap_paddr: u64,
+    memmap_entries: u32,
+    reserved: u32,
 }
+
+/// An entry of the memory map (`hvm_memmap_table_entry`).
+#[repr(C)]
+struct MapEntry {
+    addr: u64,
+    size: u64,
+    kind: u32,
+    reserved: u32,
+}
+
+const RAM: u32 = 1;
 
 const MAGIC: u32 = 0x336e_c578;
 
@@ -41,15 +57,41 @@ unsafe extern "Rust" {
 /// First Rust of a guest; `boot.s` comes here.
 #[unsafe(no_mangle)]
 extern "C" fn ring3(info: &'static StartInfo) -> ! {
-    if info.magic != MAGIC {
-        panic!("no hvm_start_info: its magic is {:#x}", info.magic);
+    if info.magic != MAGIC || info.version == 0 {
+        panic!(
+            "hvm_start_info: magic {:#x}, version {}",
+            info.magic, info.version
+        );
     }
     let text = match info.cmdline_paddr {
         0 => c"",
         // SAFETY: PVH promises a NUL-terminated string, which nobody writes to.
         addr => unsafe { CStr::from_ptr(addr as *const c_char) },
     };
+    init_memory(info);
     program(text.to_str().unwrap_or_default())
+}
+
+/// Hands out the RAM past the program.
+fn init_memory(info: &StartInfo) {
+    unsafe extern "C" {
+        /// End of the program, from `link.ld`: only its address means something.
+        safe static __image_end: u8;
+    }
+    let image_end = &raw const __image_end as u64;
+    // SAFETY: version 1 has a memory map, of that many entries, which nobody writes to.
+    let map = unsafe {
+        slice::from_raw_parts(
+            info.memmap_paddr as *const MapEntry,
+            info.memmap_entries as usize,
+        )
+    };
+    let is_ours =
+        |it: &&MapEntry| it.kind == RAM && (it.addr..it.addr + it.size).contains(&image_end);
+    match map.iter().find(is_ours) {
+        Some(ram) => memory::init(image_end, ram.addr + ram.size),
+        None => panic!("the memory map has no RAM at {image_end:#x}"),
+    }
 }
 
 /// Reports an exception and resets; `boot.s` comes here, in ring 3 on a fresh stack.

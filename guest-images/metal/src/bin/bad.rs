@@ -1,0 +1,33 @@
+//! Executes an instruction in ring 0 that KVM's emulator lacks, as a kernel's decompressor does:
+//! where ring 0 is emulated, `KVM_RUN` ends with an internal error. A CPU that has BMI2 resets.
+
+#![no_std]
+#![no_main]
+
+use core::arch::global_asm;
+use core::panic::PanicInfo;
+
+global_asm!(
+    r#"
+    .section .note.Xen, "a", @note
+        .balign 4
+        .long 4, 4, 18              # XEN_ELFNOTE_PHYS32_ENTRY
+        .asciz "Xen"
+        .long _start
+
+    .section .boot, "awx", @progbits
+    .code32
+    .globl _start
+    _start:
+        shlx eax, ebx, ecx
+        mov al, 0xfe
+        out 0x64, al
+    1:  jmp 1b
+    .code64
+    "#
+);
+
+#[panic_handler]
+fn panic(_: &PanicInfo) -> ! {
+    loop {}
+}
