@@ -27,8 +27,10 @@ hex() { xxd -p "$1" | tr -d '\n'; }
 for step in /steps/*; do
 	name=${step##*/}
 	echo "STEP $name at $(cut -d' ' -f1 /proc/uptime) s"
-	sh "$step" >"/out/$name.out" 2>"/out/$name.err"
+	timeout -s KILL "$(cat "$step/limit")" sh "$step/script" >"/out/$name.out" 2>"/out/$name.err"
 	status=$?
+	# What the step left running: everything but PID 1, which this is.
+	kill -KILL -1
 	echo "RESULT $name status=$status stdout=$(hex "/out/$name.out") stderr=$(hex "/out/$name.err")" >/dev/ttyS1
 	echo "STEP $name ended with $status at $(cut -d' ' -f1 /proc/uptime) s"
 done

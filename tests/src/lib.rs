@@ -3,7 +3,11 @@
 //!
 //! Everything here panics with the full story when its step fails: its callers are tests.
 
-pub mod cloud_kernel;
+pub mod base;
+pub mod cowshed;
+pub mod guest;
+pub mod image;
 pub mod nested;
 pub mod process;
+pub mod report;
 pub mod skip;

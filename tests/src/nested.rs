@@ -11,19 +11,24 @@
 //! assert_eq!(results[0].status, 0);
 //! ```
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::cloud_kernel::CloudKernel;
-use crate::{process, skip};
+use cowshed_guest_images::cpio::Archive;
+use cowshed_guest_images::{Kernel, KernelFiles};
+
+use crate::{guest, process, skip};
 
 /// The program that emulates the host's machine.
 const QEMU: &str = "qemu-system-x86_64";
+
+/// KVM on a CPU with SVM, each after what it needs.
+const MODULES: [&str; 3] = ["irqbypass", "kvm", "kvm-amd"];
 
 /// What the host runs as PID 1.
 const INIT: &str = include_str!("../nested/init.sh");
@@ -48,15 +53,25 @@ pub fn is_available() -> bool {
 pub struct Step {
     name: String,
     script: String,
+    limit: Duration,
 }
 
 impl Step {
-    /// A step called `name` (letters, digits and dashes) that runs `script` in busybox's shell.
+    /// A step called `name` (letters, digits and dashes) that runs `script` in busybox's shell,
+    /// two minutes at most.
     pub fn new(name: &str, script: &str) -> Self {
         Self {
             name: name.into(),
             script: script.into(),
+            limit: Duration::from_secs(120),
         }
+    }
+
+    /// Has the step killed, which its status tells, when it is not done after `limit`.
+    #[must_use]
+    pub fn limit(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
     }
 }
 
@@ -65,12 +80,17 @@ impl Step {
 pub struct StepResult {
     /// The step's name.
     pub name: String,
-    /// The status that its shell ended with.
+    /// The status that its shell ended with; [`StepResult::KILLED`] past its limit.
     pub status: i32,
     /// What it wrote to its standard output.
     pub stdout: String,
     /// What it wrote to its standard error.
     pub stderr: String,
+}
+
+impl StepResult {
+    /// The status of a step that was killed: 128 and SIGKILL.
+    pub const KILLED: i32 = 137;
 }
 
 /// A nested host before it is started: its size and its files.
@@ -129,7 +149,9 @@ impl Host {
     /// With the end of the host's console when it did not get through all of them in time.
     pub fn run(self, steps: &[Step]) -> Vec<StepResult> {
         let work = TempDir::new().expect("a temporary folder");
-        let initrd = self.build_initramfs(work.path(), steps);
+        let kernel = guest::kernel(Kernel::DebianCloud);
+        let initrd = work.path().join("initramfs");
+        fs::write(&initrd, self.initramfs(&kernel, steps)).expect("write the initramfs");
         let console = work.path().join("console");
         let results = work.path().join("results");
         let started = Instant::now();
@@ -149,7 +171,7 @@ impl Host {
                 &self.memory_mib.to_string(),
             ])
             .arg("-kernel")
-            .arg(CloudKernel::prepared().vmlinuz())
+            .arg(&kernel.bzimage)
             .arg("-initrd")
             .arg(&initrd)
             .args([
@@ -179,60 +201,66 @@ impl Host {
         results
     }
 
-    /// Lays out the host's root in `work` and packs it; gives the archive's path.
-    fn build_initramfs(&self, work: &Path, steps: &[Step]) -> PathBuf {
-        let root = work.join("root");
+    /// The host's root file system.
+    fn initramfs(&self, kernel: &KernelFiles, steps: &[Step]) -> Vec<u8> {
+        let mut root = Root::default();
         let busybox = skip::program("busybox").expect("is_available() was asked");
-        let kernel = CloudKernel::prepared();
-        let modules = ["irqbypass", "kvm", "kvm-amd"].map(|name| {
-            (
-                kernel.module(name),
-                PathBuf::from(format!("/modules/{name}.ko")),
-            )
-        });
-        let files = self.files.iter().cloned().chain(modules);
-        for (source, target) in files.chain([(busybox, "/bin/busybox".into())]) {
-            let inside = target
-                .strip_prefix("/")
-                .expect("an absolute path in the host");
-            let copy = root.join(inside);
-            create_parent(&copy);
-            // A link's target, not the link: libraries are found through several.
-            fs::copy(&source, &copy).unwrap_or_else(|e| panic!("copy {}: {e}", source.display()));
+        root.copy(&busybox, Path::new("/bin/busybox"));
+        for module in MODULES {
+            let source = guest::module(kernel, module);
+            root.copy(&source, Path::new(&format!("/modules/{module}.ko")));
         }
-        write_script(&root.join("init"), INIT);
+        for (source, target) in &self.files {
+            root.copy(source, target);
+        }
+        root.file(Path::new("/init"), INIT.as_bytes());
         for (index, step) in steps.iter().enumerate() {
-            write_script(
-                &root.join(format!("steps/{index:02}-{}", step.name)),
-                &step.script,
+            let folder = PathBuf::from(format!("/steps/{index:02}-{}", step.name));
+            root.file(&folder.join("script"), step.script.as_bytes());
+            root.file(
+                &folder.join("limit"),
+                step.limit.as_secs().to_string().as_bytes(),
             );
         }
-        let archive = work.join("initramfs");
-        let packed = Command::new("sh")
-            .args(["-c", "find . | busybox cpio -o -H newc >\"$1\"", "sh"])
-            .arg(&archive)
-            .current_dir(&root)
-            .stderr(Stdio::null())
-            .status()
-            .expect("run sh");
-        assert!(packed.success(), "busybox cpio: {packed}");
-        archive
+        root.archive.finish()
+    }
+}
+
+/// An initramfs that makes the folders its files are in.
+#[derive(Default)]
+struct Root {
+    archive: Archive,
+    folders: BTreeSet<PathBuf>,
+}
+
+impl Root {
+    fn copy(&mut self, source: &Path, target: &Path) {
+        let content = fs::read(source).unwrap_or_else(|e| panic!("{}: {e}", source.display()));
+        self.file(target, &content);
+    }
+
+    /// Adds a file that anybody may execute at `target`, an absolute path.
+    fn file(&mut self, target: &Path, content: &[u8]) {
+        let inside = target
+            .strip_prefix("/")
+            .expect("an absolute path in the host");
+        let folders: Vec<&Path> = inside.ancestors().skip(1).collect();
+        for folder in folders
+            .into_iter()
+            .rev()
+            .filter(|folder| *folder != Path::new(""))
+        {
+            if self.folders.insert(folder.into()) {
+                self.archive.directory(&folder.to_string_lossy());
+            }
+        }
+        self.archive.file(&inside.to_string_lossy(), 0o755, content);
     }
 }
 
 /// QEMU's character device that writes to `path`, whose commas it would take for its own.
 fn file_backend(path: &Path) -> String {
     format!("file:{}", path.display().to_string().replace(',', ",,"))
-}
-
-fn create_parent(file: &Path) {
-    fs::create_dir_all(file.parent().expect("a file in a folder")).expect("create a folder");
-}
-
-fn write_script(path: &Path, text: &str) {
-    create_parent(path);
-    fs::write(path, text).expect("write a script");
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("chmod a script");
 }
 
 /// The shared libraries of `program` and its loader; none for a static one.
