@@ -1,5 +1,6 @@
 //! The virtual machine monitor: KVM, guest memory, boot protocols, ACPI, PCI, the command line.
 
+pub mod acpi;
 pub mod boot;
 pub mod cli;
 pub mod config;
