@@ -58,7 +58,7 @@ pub(crate) fn archive(from: &Path, release: &str, names: &[&str]) -> Result<Vec<
     Ok(archive.finish())
 }
 
-/// Some modules and all that they depend on.
+/// Some modules and all that they depend on, without what is built into the kernel.
 struct Selection {
     /// Their files, relative to the folder of `modules.dep`.
     paths: BTreeSet<String>,
@@ -70,8 +70,13 @@ impl Selection {
     fn read(folder: &Path, names: &[&str]) -> Result<Self, Error> {
         let path = folder.join("modules.dep");
         let text = std::fs::read_to_string(&path).map_err(Error::io(path))?;
+        let path = folder.join("modules.builtin");
+        let builtin = std::fs::read_to_string(&path).map_err(Error::io(path))?;
         let mut paths = BTreeSet::new();
         for name in names {
+            if builtin.lines().any(|line| name_of(line) == *name) {
+                continue;
+            }
             let line = text.lines().find(|line| name_of(line) == *name);
             let line = line.ok_or_else(|| Error::Incomplete {
                 what: "Debian's cloud kernel".to_owned(),
