@@ -4,7 +4,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::storage::Storage;
+use crate::error::{Error, Result};
+use crate::image::Backing;
+use crate::layer::{Layer, Raw};
+use crate::options::OpenOptions;
+use crate::qcow2::{MAX_CHAIN_L1_BYTES, Qcow2};
+use crate::storage::{Identity, Storage};
+
+/// Files in a chain, at most.
+const MAX_DEPTH: usize = 512;
+/// What a file's cache gets in any case.
+const LEAST_CACHE_BYTES: usize = 64 << 10;
 
 /// A format that was named, never guessed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,4 +63,147 @@ pub enum ReferencePolicy {
     OwnFolder,
     /// Any.
     Any,
+}
+
+/// Opens the image at `path` and, as the policy allows, what lies beneath it: top first.
+pub(crate) fn open(
+    path: &Path,
+    options: &OpenOptions,
+    opener: &dyn Opener,
+) -> Result<(Vec<Layer>, Option<Backing>)> {
+    let mut layers = Vec::new();
+    let mut identities: Vec<Identity> = Vec::new();
+    let mut budget = Budget::new(options);
+    let mut recorded = None;
+    let (mut path, mut format, mut writable) =
+        (path.to_owned(), options.format, !options.read_only);
+    loop {
+        let storage = opener
+            .open(&path, writable)
+            .map_err(Error::io(&path, || "open".into()))?;
+        let identity = storage
+            .identity()
+            .map_err(Error::io(&path, || "get the inode of".into()))?;
+        let looped = identity.is_some_and(|identity| identities.contains(&identity));
+        identities.extend(identity);
+        let (layer, backing) = open_layer(&path, storage, format, writable, &mut budget)?;
+        layers.push(layer);
+        if layers.len() == 1 {
+            recorded.clone_from(&backing);
+        }
+        let Some(backing) = backing else {
+            return Ok((layers, recorded));
+        };
+        let refuse = |reason: String| {
+            Err(Error::Reference {
+                file: path.clone(),
+                name: backing.name.clone(),
+                reason,
+            })
+        };
+        if looped {
+            return refuse("the chain comes back to a file that it has passed: a loop".into());
+        }
+        if layers.len() >= MAX_DEPTH {
+            return refuse(format!(
+                "the chain has more than {MAX_DEPTH} files: join some of them"
+            ));
+        }
+        let Some(next_format) = backing.format.or(options.backing_format) else {
+            return refuse(
+                "its format is not recorded and is never guessed: name it, or record it with \
+                 `qemu-img rebase -u -b NAME -F FORMAT`"
+                    .into(),
+            );
+        };
+        path = match locate(&path, &backing.name, options.references, opener) {
+            Ok(path) => path,
+            Err(reason) => return refuse(reason),
+        };
+        (format, writable) = (next_format, false);
+    }
+}
+
+/// What the files of a chain share of memory.
+pub(crate) struct Budget {
+    cache: usize,
+    l1: u64,
+}
+
+impl Budget {
+    pub(crate) fn new(options: &OpenOptions) -> Self {
+        Budget {
+            cache: options.cache_bytes,
+            l1: MAX_CHAIN_L1_BYTES,
+        }
+    }
+
+    /// Half of what is left, so that the top image has the most.
+    fn next_cache(&mut self) -> usize {
+        self.cache /= 2;
+        self.cache.max(LEAST_CACHE_BYTES)
+    }
+}
+
+/// Makes a layer of an open file.
+pub(crate) fn open_layer(
+    path: &Path,
+    storage: Arc<dyn Storage>,
+    format: Format,
+    writable: bool,
+    budget: &mut Budget,
+) -> Result<(Layer, Option<Backing>)> {
+    match format {
+        Format::Raw => Ok((Layer::Raw(Raw::open(path, storage, writable)?), None)),
+        Format::Qcow2 => {
+            let cache = budget.next_cache();
+            let qcow2 = Qcow2::open(path, storage, writable, cache, &mut budget.l1)?;
+            let backing = qcow2.header.backing.clone();
+            Ok((Layer::Qcow2(Box::new(qcow2)), backing))
+        }
+    }
+}
+
+/// The path that `name` means in the image at `referrer`, or why it is not followed.
+fn locate(
+    referrer: &Path,
+    name: &str,
+    policy: ReferencePolicy,
+    opener: &dyn Opener,
+) -> Result<PathBuf, String> {
+    if policy == ReferencePolicy::None {
+        return Err("images with a backing file are not allowed here".into());
+    }
+    if name
+        .split('/')
+        .next()
+        .is_some_and(|first| first.contains(':'))
+    {
+        return Err(
+            "only files are followed, no `protocol:...` (a file whose name has a colon \
+                    is recorded as `./NAME`)"
+                .into(),
+        );
+    }
+    let folder = match referrer.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let path = folder.join(name);
+    if policy == ReferencePolicy::Any {
+        return Ok(path);
+    }
+    let real = |path: &Path| {
+        opener
+            .canonicalize(path)
+            .map_err(|error| format!("cannot find {path:?}: {error}"))
+    };
+    let (real_path, real_folder) = (real(&path)?, real(folder)?);
+    if real_path.starts_with(&real_folder) {
+        Ok(real_path)
+    } else {
+        Err(format!(
+            "{real_path:?} is outside the image's own folder {real_folder:?}: allow it by name"
+        ))
+    }
 }

@@ -120,21 +120,16 @@ pub enum Error {
 }
 
 /// The crate's result.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    pub(crate) fn io(file: &Path, action: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
-        let action = action.into();
+    pub(crate) fn io(
+        file: &Path,
+        action: impl FnOnce() -> String,
+    ) -> impl FnOnce(io::Error) -> Error {
         move |source| Error::Io {
             file: file.to_owned(),
-            action,
-            source,
-        }
-    }
-
-    pub(crate) fn invalid(file: &Path) -> impl FnOnce(Violation) -> Error {
-        move |source| Error::Invalid {
-            file: file.to_owned(),
+            action: action(),
             source,
         }
     }

@@ -4,10 +4,14 @@ use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::chain::{Format, Opener};
+use crate::chain::{self, Budget, Format, Opener};
+use crate::decompressed::Decompressed;
 use crate::error::{Error, Result};
+use crate::layer::{Layer, walk};
 use crate::options::OpenOptions;
-use crate::plan::Plan;
+use crate::pin::Pin;
+use crate::plan::{self, Extent, Plan};
+use crate::qcow2::Place;
 use crate::storage::Storage;
 
 /// The backing file that an image's header records.
@@ -24,117 +28,173 @@ pub struct Backing {
 /// Methods take `&self` and may be called from several threads. Requests that overlap in time
 /// and place may be ordered either way.
 pub struct Image {
-    size: u64,
+    /// Top first, never empty.
+    pub(crate) layers: Vec<Layer>,
+    backing: Option<Backing>,
+    decompressed: Decompressed,
 }
 
-fn later<T>() -> Result<T> {
-    Err(Error::Unsupported {
-        file: "image".into(),
-        feature: "everything".into(),
-        advice: "wait for it",
-    })
+impl std::fmt::Debug for Image {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let files: Vec<_> = self.layers.iter().map(|layer| &layer.host().path).collect();
+        f.debug_struct("Image")
+            .field("files", &files)
+            .field("size", &self.size())
+            .finish()
+    }
 }
 
 impl Image {
     /// Opens the image at `path` and the chain beneath it.
     pub fn open(path: &Path, options: &OpenOptions, opener: &dyn Opener) -> Result<Self> {
-        let _ = (path, options, opener);
-        later()
+        let (layers, backing) = chain::open(path, options, opener)?;
+        Ok(Image {
+            layers,
+            backing,
+            decompressed: Decompressed::default(),
+        })
     }
 
     /// Opens `storage`, known as `path` in messages, over `base`: what its header records as its
-    /// backing file is not followed.
+    /// backing file is not followed. The base is only read, however it was opened.
     pub fn open_over(
         path: &Path,
         storage: Arc<dyn Storage>,
         options: &OpenOptions,
         base: Option<Image>,
     ) -> Result<Self> {
-        let _ = (path, storage, options, base);
-        later()
+        let mut budget = Budget::new(options);
+        let writable = !options.read_only;
+        let (top, backing) =
+            chain::open_layer(path, storage, options.format, writable, &mut budget)?;
+        let mut layers = vec![top];
+        layers.extend(base.into_iter().flat_map(|base| base.layers));
+        Ok(Image {
+            layers,
+            backing,
+            decompressed: Decompressed::default(),
+        })
     }
 
     /// The disk's size in bytes, a multiple of 512.
     pub fn size(&self) -> u64 {
-        self.size
+        self.layers.first().map_or(0, Layer::size)
     }
 
     /// Bytes in a cluster of the top image; 512 for a raw file.
     pub fn cluster_size(&self) -> u32 {
-        512
+        match self.layers.first() {
+            Some(Layer::Qcow2(qcow2)) => qcow2.geometry.cluster() as u32,
+            _ => 512,
+        }
     }
 
     /// Whether writes are refused.
     pub fn read_only(&self) -> bool {
-        true
+        !self.layers.first().is_some_and(Layer::writable)
     }
 
     /// What the top image's header records as its backing file.
     pub fn backing(&self) -> Option<&Backing> {
-        None
+        self.backing.as_ref()
     }
 
-    /// Files in the chain, the top one first.
+    /// Files in the chain.
     pub fn depth(&self) -> usize {
-        1
+        self.layers.len()
     }
 
     /// Length of the top image's file in bytes.
     pub fn file_len(&self) -> Result<u64> {
-        later()
+        self.layers
+            .first()
+            .map_or(Ok(0), |layer| layer.host().len())
     }
 
     /// Bytes that the host keeps for the top image's file.
     pub fn allocated(&self) -> Result<u64> {
-        later()
+        self.layers
+            .first()
+            .map_or(Ok(0), |layer| layer.host().allocated())
     }
 
     /// The files that extents name by index, the top one first. Empty if one of them is no file.
     pub fn files(&self) -> Vec<BorrowedFd<'_>> {
-        Vec::new()
+        let files: Option<_> = self
+            .layers
+            .iter()
+            .map(|layer| layer.storage().file())
+            .collect();
+        files.unwrap_or_default()
     }
 
     /// Where `len` bytes at `offset` are to be read from. Tables may be loaded from disk.
     pub fn plan_read(&self, offset: u64, len: u64) -> Result<Plan> {
-        let _ = (offset, len);
-        later()
-    }
-
-    /// Where `len` bytes at `offset` can be overwritten in place.
-    pub fn plan_write(&self, offset: u64, len: u64) -> Result<Plan> {
-        let _ = (offset, len);
-        later()
+        self.check_range(offset, len)?;
+        let pin = self.pin();
+        let mut extents = Vec::new();
+        let mut fast = true;
+        walk(&self.layers, offset, len, &mut |file, run| {
+            let len = run.len;
+            match run.place {
+                Place::Data(offset) => {
+                    fast &= self
+                        .layers
+                        .get(file)
+                        .is_some_and(|l| l.storage().file().is_some());
+                    plan::push(&mut extents, Extent::File { file, offset, len });
+                }
+                Place::Zero | Place::Below => plan::push(&mut extents, Extent::Zero { len }),
+                Place::Compressed(..) => fast = false,
+            }
+            Ok(())
+        })?;
+        Ok(if fast {
+            Plan::Fast { extents, pin }
+        } else {
+            Plan::Slow
+        })
     }
 
     /// Fills `buf` from `offset` of the disk.
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        let _ = (offset, buf);
-        later()
+        self.check_range(offset, buf.len() as u64)?;
+        let _pin = self.pin();
+        let mut rest = buf;
+        walk(
+            &self.layers,
+            offset,
+            rest.len() as u64,
+            &mut |index, run| {
+                let (part, after) = std::mem::take(&mut rest).split_at_mut(run.len as usize);
+                rest = after;
+                match (self.layers.get(index), run.place) {
+                    (Some(layer), Place::Data(offset)) => layer.host().read(offset, part),
+                    (Some(Layer::Qcow2(qcow2)), Place::Compressed(at, within)) => {
+                        self.decompressed.read(index, qcow2, at, within, part)
+                    }
+                    _ => {
+                        part.fill(0);
+                        Ok(())
+                    }
+                }
+            },
+        )
     }
 
-    /// Writes `buf` at `offset` of the disk.
-    pub fn write(&self, offset: u64, buf: &[u8]) -> Result<()> {
-        let _ = (offset, buf);
-        later()
+    /// Keeps what the top image frees from being reused.
+    pub(crate) fn pin(&self) -> Pin {
+        match self.layers.first() {
+            Some(Layer::Qcow2(qcow2)) => qcow2.pins.pin(),
+            _ => Pin::none(),
+        }
     }
 
-    /// Makes a range read as zeros. With `unmap` its clusters are given back where whole;
-    /// without, those that are allocated stay so.
-    pub fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<()> {
-        let _ = (offset, len, unmap);
-        later()
-    }
-
-    /// The range's content is of no use any more: whole clusters are given back. They read as
-    /// zeros, or as before where nothing was allocated or the format cannot say "zero" (version 2
-    /// over a backing file).
-    pub fn discard(&self, offset: u64, len: u64) -> Result<()> {
-        let _ = (offset, len);
-        later()
-    }
-
-    /// Makes every write that has ended durable.
-    pub fn flush(&self) -> Result<()> {
-        later()
+    pub(crate) fn check_range(&self, offset: u64, len: u64) -> Result<()> {
+        let size = self.size();
+        match offset.checked_add(len) {
+            Some(end) if end <= size => Ok(()),
+            _ => Err(Error::OutOfRange { offset, len, size }),
+        }
     }
 }

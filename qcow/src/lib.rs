@@ -1,14 +1,25 @@
 //! The qcow2 format: backing chains, copy-on-write, and nothing of virtio or KVM.
 #![forbid(unsafe_code)]
 
+mod addr;
+mod cache;
 mod chain;
+mod compress;
 mod create;
+mod decompressed;
+mod entry;
 mod error;
+mod extension;
+mod header;
+mod host;
 mod image;
+mod layer;
 mod options;
 mod pin;
 mod plan;
+mod qcow2;
 pub mod storage;
+mod writing;
 
 use std::io;
 

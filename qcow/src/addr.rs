@@ -1,0 +1,104 @@
+//! Every shift and mask that follows from an image's cluster size, once.
+
+use std::ops::Range;
+
+/// Smallest and largest cluster size, as powers of two. The upper bound is QEMU's.
+pub(crate) const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
+
+/// Tables are read, cached and written in pieces of this many bytes, or a cluster if smaller.
+const SLICE_BYTES: u64 = 4096;
+
+/// How guest offsets fall into clusters and tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Geometry {
+    cluster_bits: u32,
+}
+
+impl Geometry {
+    /// `None` unless `cluster_bits` is in [`CLUSTER_BITS`].
+    pub(crate) fn new(cluster_bits: u32) -> Option<Self> {
+        CLUSTER_BITS
+            .contains(&cluster_bits)
+            .then_some(Geometry { cluster_bits })
+    }
+
+    pub(crate) fn cluster_bits(self) -> u32 {
+        self.cluster_bits
+    }
+
+    /// Bytes in a cluster.
+    pub(crate) fn cluster(self) -> u64 {
+        1 << self.cluster_bits
+    }
+
+    /// The cluster that holds an offset.
+    pub(crate) fn index(self, offset: u64) -> u64 {
+        offset >> self.cluster_bits
+    }
+
+    /// Where an offset lies in its cluster.
+    pub(crate) fn within(self, offset: u64) -> u64 {
+        offset & (self.cluster() - 1)
+    }
+
+    /// The start of an offset's cluster.
+    pub(crate) fn floor(self, offset: u64) -> u64 {
+        offset - self.within(offset)
+    }
+
+    /// How many clusters hold `bytes`.
+    pub(crate) fn clusters(self, bytes: u64) -> u64 {
+        bytes.div_ceil(self.cluster())
+    }
+
+    /// The clusters that a run of bytes touches; saturating, so that no input overflows.
+    pub(crate) fn span(self, offset: u64, len: u64) -> Range<u64> {
+        let start = self.index(offset);
+        let end = if len == 0 {
+            start
+        } else {
+            self.index(offset.saturating_add(len - 1)) + 1
+        };
+        start..end
+    }
+
+    /// Bytes in a slice, the unit in which tables are cached.
+    pub(crate) fn slice(self) -> u64 {
+        SLICE_BYTES.min(self.cluster())
+    }
+
+    /// Entries of 8 bytes in a cluster.
+    pub(crate) fn l2_entries(self) -> u64 {
+        self.cluster() / 8
+    }
+
+    /// L1 entries that a disk of `size` bytes needs.
+    pub(crate) fn l1_entries(self, size: u64) -> u64 {
+        self.clusters(size).div_ceil(self.l2_entries())
+    }
+
+    /// The L1 entry of a guest offset, and the offset of its L2 entry in the L2 table.
+    pub(crate) fn l1_index(self, guest: u64) -> (usize, u64) {
+        let cluster = self.index(guest);
+        (
+            (cluster / self.l2_entries()) as usize,
+            cluster % self.l2_entries() * 8,
+        )
+    }
+}
+
+/// Reads a big-endian number of 8 bytes; zero where `bytes` is too short.
+pub(crate) fn be64(bytes: &[u8], at: usize) -> u64 {
+    bytes
+        .get(at..)
+        .and_then(|rest| rest.first_chunk())
+        .map_or(0, |b| u64::from_be_bytes(*b))
+}
+
+/// Reads a big-endian number of 4 bytes; zero where `bytes` is too short.
+pub(crate) fn be32(bytes: &[u8], at: usize) -> u32 {
+    bytes
+        .get(at..)
+        .and_then(|rest| rest.first_chunk())
+        .map_or(0, |b| u32::from_be_bytes(*b))
+}

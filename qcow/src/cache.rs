@@ -1,0 +1,194 @@
+//! Slices of tables in memory, a bounded number of bytes of them.
+//!
+//! A slice that was changed is *dirty* until a flush takes its bytes, then *in transit* until the
+//! flush has written them; only then can it be evicted, so that a slice that is read back is never
+//! older than what was last seen. The order in which slices reach the file is the flush's.
+
+use std::collections::HashMap;
+
+/// Slices by their offset in the file.
+#[derive(Debug)]
+pub(crate) struct Cache {
+    slice_bytes: usize,
+    capacity: usize,
+    slots: Vec<Slot>,
+    index: HashMap<u64, usize>,
+    /// The clock's hand: where the search for a slot to reuse goes on.
+    hand: usize,
+    /// Slots that are dirty or in transit.
+    unclean: usize,
+}
+
+#[derive(Debug)]
+struct Slot {
+    offset: u64,
+    bytes: Vec<u8>,
+    used: bool,
+    dirty: bool,
+    in_transit: bool,
+}
+
+impl Slot {
+    fn clean(&self) -> bool {
+        !self.dirty && !self.in_transit
+    }
+}
+
+impl Cache {
+    /// Keeps at most `bytes`, but at least a few slices.
+    pub(crate) fn new(slice_bytes: u64, bytes: usize) -> Self {
+        let slice_bytes = slice_bytes as usize;
+        Cache {
+            slice_bytes,
+            capacity: (bytes / slice_bytes).max(4),
+            slots: Vec::new(),
+            index: HashMap::new(),
+            hand: 0,
+            unclean: 0,
+        }
+    }
+
+    pub(crate) fn slice_bytes(&self) -> usize {
+        self.slice_bytes
+    }
+
+    /// The slice at `offset`, if it is here.
+    pub(crate) fn get(&mut self, offset: u64) -> Option<&[u8]> {
+        let slot = self.slots.get_mut(*self.index.get(&offset)?)?;
+        slot.used = true;
+        Some(&slot.bytes)
+    }
+
+    /// The same to change it: it is dirty from now on.
+    pub(crate) fn get_mut(&mut self, offset: u64) -> Option<&mut [u8]> {
+        let slot = self.slots.get_mut(*self.index.get(&offset)?)?;
+        slot.used = true;
+        self.unclean += usize::from(slot.clean());
+        slot.dirty = true;
+        Some(&mut slot.bytes)
+    }
+
+    /// Adds a clean slice, as it was read from the file. Where every slot is dirty the cache
+    /// grows past its bound: its user flushes before that is much.
+    pub(crate) fn insert(&mut self, offset: u64, bytes: Vec<u8>) {
+        let slot = Slot {
+            offset,
+            bytes,
+            used: true,
+            dirty: false,
+            in_transit: false,
+        };
+        let at = match self.evictable() {
+            Some(at) if self.slots.len() >= self.capacity => {
+                self.index.remove(&self.slots[at].offset);
+                self.slots[at] = slot;
+                at
+            }
+            _ => {
+                self.slots.push(slot);
+                self.slots.len() - 1
+            }
+        };
+        self.index.insert(offset, at);
+    }
+
+    /// A clean slot that was not used since the hand last passed.
+    fn evictable(&mut self) -> Option<usize> {
+        if self.slots.len() < self.capacity {
+            return None;
+        }
+        for _ in 0..2 * self.slots.len() {
+            let at = self.hand % self.slots.len();
+            self.hand = at + 1;
+            let slot = &mut self.slots[at];
+            if slot.clean() && !std::mem::take(&mut slot.used) {
+                return Some(at);
+            }
+        }
+        None
+    }
+
+    /// Forgets what lies in a range of the file, because the range is about to become something
+    /// else: nothing there is dirty, or it does not matter any more.
+    pub(crate) fn forget(&mut self, offset: u64, len: u64) {
+        for at in (offset..offset + len).step_by(self.slice_bytes) {
+            if let Some(slot) = self.index.remove(&at).and_then(|i| self.slots.get_mut(i)) {
+                self.unclean -= usize::from(!slot.clean());
+                // No slice has this offset: the slot is found by the hand alone.
+                *slot = Slot {
+                    offset: u64::MAX,
+                    bytes: Vec::new(),
+                    used: false,
+                    dirty: false,
+                    in_transit: false,
+                };
+            }
+        }
+    }
+
+    /// Whether half of the bound is not clean, so that it is time to flush.
+    pub(crate) fn is_strained(&self) -> bool {
+        self.unclean > self.capacity / 2
+    }
+
+    /// Copies what is dirty, in the file's order, and marks it as in transit.
+    pub(crate) fn take_dirty(&mut self) -> Vec<(u64, Vec<u8>)> {
+        let mut taken = Vec::new();
+        for slot in self.slots.iter_mut().filter(|slot| slot.dirty) {
+            slot.dirty = false;
+            slot.in_transit = true;
+            taken.push((slot.offset, slot.bytes.clone()));
+        }
+        taken.sort_unstable_by_key(|(offset, _)| *offset);
+        taken
+    }
+
+    /// What was in transit has arrived, or else is dirty again.
+    pub(crate) fn settle(&mut self, arrived: bool) {
+        for slot in self.slots.iter_mut().filter(|slot| slot.in_transit) {
+            slot.in_transit = false;
+            slot.dirty |= !arrived;
+            self.unclean -= usize::from(slot.clean());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounded() {
+        let mut cache = Cache::new(512, 512 * 8);
+        for i in 0..100 {
+            cache.insert(i * 512, vec![i as u8; 512]);
+        }
+        assert_eq!(cache.slots.len(), 8);
+        assert_eq!(cache.get(99 * 512).unwrap()[0], 99);
+    }
+
+    #[test]
+    fn what_is_dirty_or_in_transit_is_not_evicted() {
+        let mut cache = Cache::new(512, 512 * 4);
+        cache.insert(0, vec![0; 512]);
+        cache.get_mut(0).unwrap()[0] = 7;
+        for round in 0..2 {
+            for i in 1..50 {
+                cache.insert(i * 512 + round * 65536, vec![0; 512]);
+            }
+            assert_eq!(cache.get(0).unwrap()[0], 7);
+            if round == 0 {
+                assert_eq!(cache.take_dirty().len(), 1);
+                assert!(cache.take_dirty().is_empty());
+            }
+        }
+        cache.settle(false);
+        assert_eq!(
+            cache.take_dirty().len(),
+            1,
+            "a failed flush leaves it dirty"
+        );
+        cache.settle(true);
+        assert!(cache.take_dirty().is_empty());
+    }
+}

@@ -1,0 +1,63 @@
+//! The header: from its bytes to a [`Header`] whose every number was checked.
+
+mod parse;
+
+use crate::addr::Geometry;
+use crate::chain::Format;
+use crate::compress::Method;
+use crate::image::Backing;
+
+pub(crate) use parse::{Refusal, read};
+
+/// Bit 0 of the incompatible features: refcounts are not to be trusted.
+pub(crate) const DIRTY: u64 = 1 << 0;
+/// Bit 1: not to be written.
+pub(crate) const CORRUPT: u64 = 1 << 1;
+const DATA_FILE: u64 = 1 << 2;
+const COMPRESSION_TYPE: u64 = 1 << 3;
+const EXTENDED_L2: u64 = 1 << 4;
+
+/// Largest L1 table in bytes.
+pub(crate) const MAX_L1_BYTES: u64 = 32 << 20;
+/// Largest refcount table in bytes.
+pub(crate) const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
+const MAX_SNAPSHOTS: u32 = 65536;
+const MAX_BACKING_NAME: u32 = 1023;
+
+/// Byte offsets of the fields that are changed in place.
+pub(crate) mod field {
+    pub(crate) const REFCOUNT_TABLE: u64 = 48;
+    pub(crate) const INCOMPATIBLE: u64 = 72;
+    pub(crate) const AUTOCLEAR: u64 = 88;
+}
+
+/// A header that was checked: offsets are aligned, tables within the format's limits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) version: u32,
+    pub(crate) geometry: Geometry,
+    /// Size of the disk in bytes, rounded down to 512 as QEMU does.
+    pub(crate) size: u64,
+    pub(crate) l1_offset: u64,
+    pub(crate) l1_entries: usize,
+    pub(crate) refcount_table_offset: u64,
+    pub(crate) refcount_table_clusters: u64,
+    /// A refcount has `1 << refcount_order` bits.
+    pub(crate) refcount_order: u32,
+    pub(crate) snapshots: u32,
+    pub(crate) snapshots_offset: u64,
+    pub(crate) incompatible: u64,
+    pub(crate) autoclear: u64,
+    pub(crate) compression: Method,
+    pub(crate) backing: Option<Backing>,
+}
+
+/// Recorded name of a backing format, for messages and decisions.
+fn backing_format(name: Option<&str>) -> Result<Option<Format>, String> {
+    match name {
+        None | Some("") => Ok(None),
+        Some(name) => Format::from_name(name)
+            .map(Some)
+            .ok_or_else(|| name.to_owned()),
+    }
+}

@@ -1,0 +1,304 @@
+//! Reading the header: version, limits, features, in the order in which they depend on each other.
+
+use super::{
+    COMPRESSION_TYPE, CORRUPT, DATA_FILE, DIRTY, EXTENDED_L2, Header, MAX_BACKING_NAME,
+    MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, MAX_SNAPSHOTS, backing_format,
+};
+use crate::addr::{CLUSTER_BITS, Geometry, be32, be64};
+use crate::compress::Method;
+use crate::error::{Error, Result, Violation};
+use crate::extension::Extensions;
+use crate::host::Host;
+use crate::image::Backing;
+
+/// Bytes of the header that any version may have and this crate reads.
+const FIXED: usize = 112;
+const V2_LENGTH: u32 = 72;
+const V3_LENGTH: u32 = 104;
+
+/// Why a header is not one that this crate opens.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    Invalid(Violation),
+    Unsupported {
+        feature: String,
+        advice: &'static str,
+    },
+}
+
+impl From<Violation> for Refusal {
+    fn from(violation: Violation) -> Self {
+        Refusal::Invalid(violation)
+    }
+}
+
+/// Reads and checks a file's header.
+pub(crate) fn read(host: &Host) -> Result<Header> {
+    let refuse = |refusal| match refusal {
+        Refusal::Invalid(violation) => host.invalid(violation),
+        Refusal::Unsupported { feature, advice } => Error::Unsupported {
+            file: host.path.clone(),
+            feature,
+            advice,
+        },
+    };
+    let len = host.len()?;
+    let mut bytes = vec![0; FIXED];
+    host.read(0, &mut bytes)?;
+    let geometry = identify(&bytes).map_err(refuse)?;
+    bytes.resize(geometry.cluster() as usize, 0);
+    host.read(0, &mut bytes)?;
+    parse(&bytes, geometry, len).map_err(refuse)
+}
+
+/// Checks what tells how long the header is: magic, version, cluster size.
+fn identify(bytes: &[u8]) -> Result<Geometry, Refusal> {
+    let magic = be32(bytes, 0);
+    if magic != u32::from_be_bytes(*b"QFI\xfb") {
+        let found = format!("{magic:#010x}");
+        return Err(Violation::new("magic number", 0, found, "0x514649fb").into());
+    }
+    let version = be32(bytes, 4);
+    if !(2..=3).contains(&version) {
+        return Err(Violation::new("version", 4, version, "2 or 3").into());
+    }
+    let cluster_bits = be32(bytes, 20);
+    Geometry::new(cluster_bits).ok_or_else(|| {
+        let (least, most) = (CLUSTER_BITS.start(), CLUSTER_BITS.end());
+        Violation::new(
+            "cluster_bits",
+            20,
+            cluster_bits,
+            format!("{least} to {most}"),
+        )
+        .into()
+    })
+}
+
+fn parse(bytes: &[u8], geometry: Geometry, file_len: u64) -> Result<Header, Refusal> {
+    let version = be32(bytes, 4);
+    let v3 = version == 3;
+    let on_v3 = |value: u64| if v3 { value } else { 0 };
+    let cluster = geometry.cluster();
+
+    let length = if v3 { be32(bytes, 100) } else { V2_LENGTH };
+    if v3 && (length < V3_LENGTH || u64::from(length) > cluster || length % 8 != 0) {
+        let expected = format!("a multiple of 8 from {V3_LENGTH} to {cluster}");
+        return Err(Violation::new("header_length", 100, length, expected).into());
+    }
+    let name = backing_name(bytes, length, geometry)?;
+    let area_end = name.as_ref().map_or(bytes.len(), |name| name.start);
+    let area = bytes.get(length as usize..area_end).unwrap_or_default();
+    let extensions = Extensions::parse(area, length.into())?;
+
+    let incompatible = on_v3(be64(bytes, 72));
+    let autoclear = on_v3(be64(bytes, 88));
+    features(incompatible, &extensions)?;
+    encryption(be32(bytes, 32))?;
+    let compression = compression(bytes, length, incompatible)?;
+    let refcount_order = if v3 { be32(bytes, 96) } else { 4 };
+    if refcount_order > 6 {
+        return Err(Violation::new("refcount_order", 96, refcount_order, "0 to 6").into());
+    }
+
+    let size = be64(bytes, 24);
+    if size > i64::MAX as u64 {
+        return Err(Violation::new("size", 24, size, format!("at most {}", i64::MAX)).into());
+    }
+    let size = size - size % 512;
+    let (l1_entries, l1_offset) = (be32(bytes, 36), be64(bytes, 40));
+    let l1_bytes = u64::from(l1_entries) * 8;
+    let needed = geometry.l1_entries(size);
+    if l1_bytes > MAX_L1_BYTES || u64::from(l1_entries) < needed {
+        let expected = format!("{needed} to {}", MAX_L1_BYTES / 8);
+        return Err(Violation::new("l1_size", 36, l1_entries, expected).into());
+    }
+    placed(
+        "l1_table_offset",
+        40,
+        l1_offset,
+        l1_bytes,
+        geometry,
+        file_len,
+    )?;
+
+    let (table, table_clusters) = (be64(bytes, 48), u64::from(be32(bytes, 56)));
+    let most = MAX_REFCOUNT_TABLE_BYTES / cluster;
+    if table_clusters == 0 || table_clusters > most {
+        let expected = format!("1 to {most}");
+        return Err(Violation::new("refcount_table_clusters", 56, table_clusters, expected).into());
+    }
+    placed(
+        "refcount_table_offset",
+        48,
+        table,
+        table_clusters * cluster,
+        geometry,
+        file_len,
+    )?;
+
+    let (snapshots, snapshots_offset) = (be32(bytes, 60), be64(bytes, 64));
+    if snapshots > MAX_SNAPSHOTS {
+        let expected = format!("at most {MAX_SNAPSHOTS}");
+        return Err(Violation::new("nb_snapshots", 60, snapshots, expected).into());
+    }
+    if snapshots > 0 {
+        placed(
+            "snapshots_offset",
+            64,
+            snapshots_offset,
+            40,
+            geometry,
+            file_len,
+        )?;
+    }
+
+    let backing = match name {
+        None => None,
+        Some(range) => {
+            let start = range.start as u64;
+            let name = String::from_utf8(bytes.get(range).unwrap_or_default().to_vec())
+                .map_err(|_| Violation::new("backing file name", start, "no UTF-8", "UTF-8"))?;
+            let format = backing_format(extensions.backing_format.as_deref()).map_err(|name| {
+                Refusal::Unsupported {
+                    feature: format!("a backing file in the format {name:?}"),
+                    advice: "convert it to qcow2 or raw with `qemu-img convert`",
+                }
+            })?;
+            Some(Backing { name, format })
+        }
+    };
+    Ok(Header {
+        version,
+        geometry,
+        size,
+        l1_offset,
+        l1_entries: l1_entries as usize,
+        refcount_table_offset: table,
+        refcount_table_clusters: table_clusters,
+        refcount_order,
+        snapshots,
+        snapshots_offset,
+        incompatible,
+        autoclear,
+        compression,
+        backing,
+    })
+}
+
+/// A table of `len` bytes must begin at a cluster, not at the header, and lie inside the file.
+fn placed(
+    field: &str,
+    at: u64,
+    offset: u64,
+    len: u64,
+    geometry: Geometry,
+    file_len: u64,
+) -> Result<(), Violation> {
+    if len == 0 {
+        return Ok(());
+    }
+    let end = file_len
+        .checked_next_multiple_of(geometry.cluster())
+        .unwrap_or(u64::MAX);
+    let fits = offset
+        .checked_add(len)
+        .is_some_and(|table_end| table_end <= end);
+    if offset == 0 || geometry.within(offset) != 0 || !fits {
+        let cluster = geometry.cluster();
+        let expected = format!(
+            "a multiple of {cluster} past the header with {len} bytes before the file's end at {file_len:#x}"
+        );
+        return Err(Violation::new(field, at, format!("{offset:#x}"), expected));
+    }
+    Ok(())
+}
+
+fn backing_name(
+    bytes: &[u8],
+    header_length: u32,
+    geometry: Geometry,
+) -> Result<Option<std::ops::Range<usize>>, Violation> {
+    let (offset, len) = (be64(bytes, 8), be32(bytes, 16));
+    if offset == 0 {
+        return Ok(None);
+    }
+    let cluster = geometry.cluster();
+    if offset < header_length.into() || offset > cluster {
+        let expected = format!("0, or {header_length} to {cluster}");
+        return Err(Violation::new("backing_file_offset", 8, offset, expected));
+    }
+    let most = u64::from(MAX_BACKING_NAME).min(cluster - offset);
+    if u64::from(len) > most {
+        return Err(Violation::new(
+            "backing_file_size",
+            16,
+            len,
+            format!("at most {most}"),
+        ));
+    }
+    Ok((len > 0).then_some(offset as usize..offset as usize + len as usize))
+}
+
+fn features(incompatible: u64, extensions: &Extensions) -> Result<(), Refusal> {
+    let unsupported = |feature: String, advice| Err(Refusal::Unsupported { feature, advice });
+    if incompatible & DATA_FILE != 0 {
+        return unsupported(
+            "an external data file".into(),
+            "convert the image with `qemu-img convert -O qcow2`",
+        );
+    }
+    if incompatible & EXTENDED_L2 != 0 {
+        return unsupported(
+            "extended L2 entries (subclusters)".into(),
+            "convert the image with `qemu-img convert -O qcow2 -o extended_l2=off`",
+        );
+    }
+    let known = DIRTY | CORRUPT | DATA_FILE | COMPRESSION_TYPE | EXTENDED_L2;
+    let unknown = incompatible & !known;
+    if unknown != 0 {
+        let bit = unknown.trailing_zeros();
+        let name = extensions
+            .incompatible_name(bit)
+            .unwrap_or("a feature without a name");
+        return unsupported(
+            format!("the incompatible feature bit {bit} ({name})"),
+            "convert the image with a program that knows it",
+        );
+    }
+    Ok(())
+}
+
+fn encryption(method: u32) -> Result<(), Refusal> {
+    let feature = match method {
+        0 => return Ok(()),
+        1 => "legacy AES encryption",
+        2 => "LUKS encryption",
+        _ => return Err(Violation::new("crypt_method", 32, method, "0, 1 or 2").into()),
+    };
+    let advice = "decrypt the image with `qemu-img convert`";
+    Err(Refusal::Unsupported {
+        feature: feature.into(),
+        advice,
+    })
+}
+
+fn compression(bytes: &[u8], length: u32, incompatible: u64) -> Result<Method, Refusal> {
+    let kind = if length > V3_LENGTH {
+        bytes.get(104).copied().unwrap_or(0)
+    } else {
+        0
+    };
+    match (kind, incompatible & COMPRESSION_TYPE != 0) {
+        (0, false) => Ok(Method::Zlib),
+        (1, true) => Ok(Method::Zstd),
+        (0 | 1, _) => {
+            let expected = "0 without and 1 with the incompatible feature bit 3";
+            Err(Violation::new("compression_type", 104, kind, expected).into())
+        }
+        _ => Err(Refusal::Unsupported {
+            feature: format!("compression type {kind}"),
+            advice: "convert the image with `qemu-img convert -o compression_type=zlib`",
+        }),
+    }
+}

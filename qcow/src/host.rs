@@ -1,0 +1,71 @@
+//! A storage with its name, so that every failed call says where it failed.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::error::{Error, Result, Violation};
+use crate::storage::Storage;
+
+/// A storage with the name that messages give it.
+pub(crate) struct Host {
+    pub(crate) path: PathBuf,
+    pub(crate) storage: Arc<dyn Storage>,
+}
+
+impl Host {
+    pub(crate) fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.storage
+            .read_at(offset, buf)
+            .map_err(Error::io(&self.path, || {
+                format!("read {} bytes at {offset:#x} of", buf.len())
+            }))
+    }
+
+    pub(crate) fn write(&self, offset: u64, buf: &[u8]) -> Result<()> {
+        self.storage
+            .write_at(offset, buf)
+            .map_err(Error::io(&self.path, || {
+                format!("write {} bytes at {offset:#x} of", buf.len())
+            }))
+    }
+
+    pub(crate) fn zero(&self, offset: u64, len: u64) -> Result<()> {
+        self.storage
+            .zero(offset, len)
+            .map_err(Error::io(&self.path, || {
+                format!("zero {len} bytes at {offset:#x} of")
+            }))
+    }
+
+    pub(crate) fn sync(&self) -> Result<()> {
+        self.storage
+            .sync()
+            .map_err(Error::io(&self.path, || "sync".into()))
+    }
+
+    pub(crate) fn len(&self) -> Result<u64> {
+        self.storage
+            .len()
+            .map_err(Error::io(&self.path, || "get the length of".into()))
+    }
+
+    pub(crate) fn set_len(&self, len: u64) -> Result<()> {
+        self.storage.set_len(len).map_err(Error::io(&self.path, || {
+            format!("set the length to {len} of")
+        }))
+    }
+
+    pub(crate) fn allocated(&self) -> Result<u64> {
+        self.storage
+            .allocated()
+            .map_err(Error::io(&self.path, || "get the blocks of".into()))
+    }
+
+    /// The error for something in this file that breaks the format.
+    pub(crate) fn invalid(&self, violation: Violation) -> Error {
+        Error::Invalid {
+            file: self.path.clone(),
+            source: violation,
+        }
+    }
+}

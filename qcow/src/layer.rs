@@ -1,0 +1,157 @@
+//! One file of a chain, and walking down a chain of them.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::error::{Result, Violation};
+use crate::host::Host;
+use crate::qcow2::{Place, Qcow2, Run};
+use crate::storage::Storage;
+
+/// One file of a chain.
+pub(crate) enum Layer {
+    Qcow2(Box<Qcow2>),
+    Raw(Raw),
+}
+
+/// A raw file: the disk's bytes as they are.
+pub(crate) struct Raw {
+    pub(crate) host: Host,
+    /// The file's length rounded up to 512: the tail reads as zeros.
+    pub(crate) size: u64,
+    pub(crate) writable: bool,
+}
+
+impl Raw {
+    pub(crate) fn open(path: &Path, storage: Arc<dyn Storage>, writable: bool) -> Result<Self> {
+        let host = Host {
+            path: path.to_owned(),
+            storage,
+        };
+        let len = host.len()?;
+        let size = len
+            .checked_next_multiple_of(512)
+            .filter(|&size| size <= i64::MAX as u64);
+        let size = size.ok_or_else(|| {
+            let most = i64::MAX.to_string();
+            host.invalid(Violation::new("length", 0, len, format!("at most {most}")))
+        })?;
+        Ok(Raw {
+            host,
+            size,
+            writable,
+        })
+    }
+}
+
+impl Layer {
+    pub(crate) fn host(&self) -> &Host {
+        match self {
+            Layer::Qcow2(qcow2) => &qcow2.host,
+            Layer::Raw(raw) => &raw.host,
+        }
+    }
+
+    pub(crate) fn storage(&self) -> &Arc<dyn Storage> {
+        &self.host().storage
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        match self {
+            Layer::Qcow2(qcow2) => qcow2.header.size,
+            Layer::Raw(raw) => raw.size,
+        }
+    }
+
+    pub(crate) fn writable(&self) -> bool {
+        match self {
+            Layer::Qcow2(qcow2) => qcow2.writable,
+            Layer::Raw(raw) => raw.writable,
+        }
+    }
+
+    /// `offset..offset + len` lies inside [`size`](Self::size).
+    fn resolve(&self, offset: u64, len: u64, runs: &mut Vec<Run>) -> Result<()> {
+        match self {
+            Layer::Qcow2(qcow2) => qcow2.resolve(offset, len, runs),
+            Layer::Raw(_) => {
+                runs.push(Run {
+                    len,
+                    place: Place::Data(offset),
+                });
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Visits where a range of the disk is, in order: the layer's index, and the run there. What no
+/// layer has comes as [`Place::Zero`]. Does not recurse, so that no chain is too deep for a stack.
+pub(crate) fn walk(
+    layers: &[Layer],
+    offset: u64,
+    len: u64,
+    visit: &mut dyn FnMut(usize, Run) -> Result<()>,
+) -> Result<()> {
+    /// A run of a layer, or, if `place` is `Below`, a range that the layer is still to be asked.
+    struct Todo {
+        layer: usize,
+        offset: u64,
+        run: Run,
+    }
+    let ask = |layer, offset, len| Todo {
+        layer,
+        offset,
+        run: Run {
+            len,
+            place: Place::Below,
+        },
+    };
+    let mut todo = vec![ask(0, offset, len)];
+    let mut runs = Vec::new();
+    while let Some(Todo {
+        layer: index,
+        offset,
+        run,
+    }) = todo.pop()
+    {
+        if run.place != Place::Below {
+            visit(index, run)?;
+            continue;
+        }
+        // Past its end a layer hides what longer layers below it have there.
+        let size = layers.get(index).map_or(0, Layer::size);
+        let inside = run.len.min(size.saturating_sub(offset));
+        if inside < run.len {
+            let beyond = Run {
+                len: run.len - inside,
+                place: Place::Zero,
+            };
+            todo.push(Todo {
+                layer: index,
+                offset: offset + inside,
+                run: beyond,
+            });
+        }
+        let Some(layer) = layers.get(index).filter(|_| inside > 0) else {
+            continue;
+        };
+        runs.clear();
+        layer.resolve(offset, inside, &mut runs)?;
+        let mut end = offset + inside;
+        for &run in runs.iter().rev() {
+            end -= run.len;
+            let layer = if run.place == Place::Below {
+                index + 1
+            } else {
+                index
+            };
+            todo.push(Todo {
+                layer,
+                offset: end,
+                run,
+            });
+        }
+    }
+    Ok(())
+}

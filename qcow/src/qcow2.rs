@@ -1,0 +1,275 @@
+//! One qcow2 file: its tables, and what they say of a guest offset.
+
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use crate::addr::{Geometry, be64};
+use crate::cache::Cache;
+use crate::entry::{self, Compressed, Mapping};
+use crate::error::{Error, Result, Violation};
+use crate::header::{self, CORRUPT, DIRTY, Header};
+use crate::host::Host;
+use crate::pin::Pins;
+use crate::storage::Storage;
+use crate::writing::Writing;
+
+/// What the L1 tables of a chain may take together in memory.
+pub(crate) const MAX_CHAIN_L1_BYTES: u64 = 256 << 20;
+
+/// One open qcow2 file.
+pub(crate) struct Qcow2 {
+    pub(crate) host: Host,
+    pub(crate) header: Header,
+    pub(crate) geometry: Geometry,
+    pub(crate) writable: bool,
+    /// Tables. Data is read and written without this lock.
+    pub(crate) tables: Mutex<Tables>,
+    /// Signalled when an allocation or a flush ends.
+    pub(crate) changed: Condvar,
+    pub(crate) pins: Arc<Pins>,
+}
+
+/// The tables, as they will be in the file once everything is flushed.
+pub(crate) struct Tables {
+    pub(crate) l1: Vec<u64>,
+    pub(crate) l2: Cache,
+    /// Where the file ends: no table and no cluster begins past it.
+    pub(crate) file_len: u64,
+    /// What a writer needs; made when the first write comes.
+    pub(crate) writing: Option<Box<Writing>>,
+    /// Why nothing is written any more.
+    pub(crate) corrupt: Option<String>,
+}
+
+/// A run of guest bytes and where one file has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    pub(crate) len: u64,
+    pub(crate) place: Place,
+}
+
+/// Where a run's bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In the backing file, if there is one.
+    Below,
+    /// Nowhere: they are zeros.
+    Zero,
+    /// At this offset of the file.
+    Data(u64),
+    /// In a compressed cluster, from this byte of its content on.
+    Compressed(Compressed, u64),
+}
+
+impl Qcow2 {
+    /// Reads the header and the L1 table.
+    pub(crate) fn open(
+        path: &Path,
+        storage: Arc<dyn Storage>,
+        writable: bool,
+        cache_bytes: usize,
+        l1_budget: &mut u64,
+    ) -> Result<Self> {
+        let host = Host {
+            path: path.to_owned(),
+            storage,
+        };
+        let header = header::read(&host)?;
+        let refuse = |feature: &str, advice| {
+            let file = path.to_owned();
+            Err(Error::Unsupported {
+                file,
+                feature: feature.into(),
+                advice,
+            })
+        };
+        if writable && header.incompatible & CORRUPT != 0 {
+            let reason = "its header says so".into();
+            return Err(Error::Corrupt {
+                file: path.to_owned(),
+                reason,
+            });
+        }
+        if writable && header.incompatible & DIRTY != 0 {
+            return refuse(
+                "the dirty bit (its refcounts must be rebuilt before it is written)",
+                "rebuild them with `qemu-img check -r all`, or open it read-only",
+            );
+        }
+        let l1_bytes = header.l1_entries as u64 * 8;
+        *l1_budget = l1_budget
+            .checked_sub(l1_bytes)
+            .ok_or_else(|| Error::Unsupported {
+                file: path.to_owned(),
+                feature: format!("a chain with more than {MAX_CHAIN_L1_BYTES} bytes of L1 tables"),
+                advice: "join some of its images with `qemu-img rebase` or `qemu-img convert`",
+            })?;
+        let mut bytes = vec![0; header.l1_entries * 8];
+        host.read(header.l1_offset, &mut bytes)?;
+        let l1 = bytes.chunks_exact(8).map(|entry| be64(entry, 0)).collect();
+        let tables = Tables {
+            l1,
+            l2: Cache::new(header.geometry.slice(), cache_bytes),
+            file_len: host.len()?,
+            writing: None,
+            corrupt: None,
+        };
+        Ok(Qcow2 {
+            host,
+            geometry: header.geometry,
+            header,
+            writable,
+            tables: Mutex::new(tables),
+            changed: Condvar::new(),
+            pins: Arc::default(),
+        })
+    }
+
+    pub(crate) fn tables(&self) -> MutexGuard<'_, Tables> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Appends where the file has a range of the disk; neighbours are merged.
+    pub(crate) fn resolve(&self, offset: u64, len: u64, runs: &mut Vec<Run>) -> Result<()> {
+        let mut tables = self.tables();
+        let mut result = Ok(());
+        self.mappings(&mut tables, offset, len, &mut |within, len, mapping| {
+            let place = match mapping {
+                Mapping::Unallocated => Place::Below,
+                Mapping::Zero { .. } => Place::Zero,
+                Mapping::Data { host, .. } => Place::Data(host + within),
+                Mapping::Compressed(compressed) => Place::Compressed(compressed, within),
+            };
+            merge(runs, Run { len, place });
+            true
+        })
+        .unwrap_or_else(|error| result = Err(error));
+        result
+    }
+
+    /// Visits the clusters of a range in order, each with the part of it that the range covers:
+    /// where it begins in the cluster, and its length. Stops when `visit` says so.
+    pub(crate) fn mappings(
+        &self,
+        tables: &mut Tables,
+        offset: u64,
+        len: u64,
+        visit: &mut dyn FnMut(u64, u64, Mapping) -> bool,
+    ) -> Result<()> {
+        let geometry = self.geometry;
+        let end = offset + len;
+        let mut at = offset;
+        while at < end {
+            let (l1_index, entry_at) = geometry.l1_index(at);
+            let Some((table, _)) = self.l2_table(tables, l1_index)? else {
+                // The whole L2 table is absent: one visit a cluster would say nothing more.
+                let covered = geometry.l2_entries() * geometry.cluster();
+                let next = (at / covered + 1).saturating_mul(covered).min(end);
+                if !visit(geometry.within(at), next - at, Mapping::Unallocated) {
+                    return Ok(());
+                }
+                at = next;
+                continue;
+            };
+            let slice_at = entry_at - entry_at % geometry.slice();
+            let file_len = tables.file_len;
+            let slice = self.slice(tables, table + slice_at)?;
+            let first = (entry_at - slice_at) as usize / 8;
+            for (i, entry) in slice.chunks_exact(8).enumerate().skip(first) {
+                if at >= end {
+                    break;
+                }
+                let entry = be64(entry, 0);
+                let where_it_is = table + slice_at + i as u64 * 8;
+                let mapping = self.decode(entry, where_it_is, file_len)?;
+                let within = geometry.within(at);
+                let part = (geometry.cluster() - within).min(end - at);
+                if !visit(within, part, mapping) {
+                    return Ok(());
+                }
+                at += part;
+            }
+        }
+        Ok(())
+    }
+
+    /// The L2 table that an L1 entry names, and whether it may be written in place.
+    pub(crate) fn l2_table(&self, tables: &Tables, index: usize) -> Result<Option<(u64, bool)>> {
+        let entry = tables.l1.get(index).copied().unwrap_or(0);
+        let wrong = |expected: String| {
+            let at = self.header.l1_offset + index as u64 * 8;
+            self.host.invalid(Violation::new(
+                "L1 entry",
+                at,
+                format!("{entry:#018x}"),
+                expected,
+            ))
+        };
+        let table = entry::l1(entry, self.geometry).map_err(wrong)?;
+        match table {
+            Some((offset, _)) if offset >= tables.file_len => Err(wrong(format!(
+                "an L2 table before the file's end at {:#x}",
+                tables.file_len
+            ))),
+            table => Ok(table),
+        }
+    }
+
+    /// Decodes the L2 entry that was found at `at` of the file.
+    pub(crate) fn decode(&self, entry: u64, at: u64, file_len: u64) -> Result<Mapping> {
+        let wrong = |expected| {
+            self.host.invalid(Violation::new(
+                "L2 entry",
+                at,
+                format!("{entry:#018x}"),
+                expected,
+            ))
+        };
+        let mapping = Mapping::decode(entry, self.header.version, self.geometry).map_err(wrong)?;
+        let host = match mapping {
+            Mapping::Unallocated | Mapping::Zero { host: None, .. } => return Ok(mapping),
+            Mapping::Zero {
+                host: Some(host), ..
+            }
+            | Mapping::Data { host, .. } => host,
+            Mapping::Compressed(compressed) => compressed.offset,
+        };
+        if host >= file_len {
+            return Err(wrong(format!(
+                "a cluster before the file's end at {file_len:#x}"
+            )));
+        }
+        Ok(mapping)
+    }
+
+    /// A slice of an L2 table, loaded if need be.
+    pub(crate) fn slice<'a>(&self, tables: &'a mut Tables, offset: u64) -> Result<&'a [u8]> {
+        load(&self.host, &mut tables.l2, offset)?;
+        Ok(tables.l2.get(offset).unwrap_or_default())
+    }
+}
+
+/// Makes sure that a slice is in its cache.
+pub(crate) fn load(host: &Host, cache: &mut Cache, offset: u64) -> Result<()> {
+    if cache.get(offset).is_none() {
+        let mut bytes = vec![0; cache.slice_bytes()];
+        host.read(offset, &mut bytes)?;
+        cache.insert(offset, bytes);
+    }
+    Ok(())
+}
+
+fn merge(runs: &mut Vec<Run>, next: Run) {
+    if let Some(last) = runs.last_mut() {
+        let adjacent = match (last.place, next.place) {
+            (Place::Below, Place::Below) | (Place::Zero, Place::Zero) => true,
+            (Place::Data(a), Place::Data(b)) => a.checked_add(last.len) == Some(b),
+            _ => false,
+        };
+        if adjacent {
+            last.len += next.len;
+            return;
+        }
+    }
+    runs.push(next);
+}
