@@ -10,6 +10,7 @@ mod start;
 
 pub mod args;
 pub mod blk;
+pub mod entropy;
 pub mod interrupt;
 pub mod memory;
 pub mod outcome;

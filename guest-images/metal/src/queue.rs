@@ -80,13 +80,7 @@ impl Queue {
 
     /// Shows the device what was offered, and rings its doorbell if it wants that.
     pub fn publish(&self) {
-        self.publish_index(self.offered);
-    }
-
-    /// As [`Queue::publish`], with any index.
-    pub fn publish_index(&self, index: u16) {
-        fence(Ordering::Release);
-        self.available.write(INDEX, index);
+        self.reveal();
         // The index must be visible before the device's wish is read: it may be falling asleep.
         fence(Ordering::SeqCst);
         if self.used.read::<u16>(0) & NO_NOTIFY == 0 {
@@ -94,14 +88,25 @@ impl Queue {
         }
     }
 
+    /// Shows the device what was offered, without a word.
+    pub fn reveal(&self) {
+        fence(Ordering::Release);
+        self.available.write(INDEX, self.offered);
+    }
+
     /// Rings the doorbell.
     pub fn ring(&self) {
         self.doorbell.write(0, self.index);
     }
 
+    /// Whether the used ring has an entry that was not taken.
+    pub fn has_used(&self) -> bool {
+        self.used.read::<u16>(INDEX) != self.taken
+    }
+
     /// Takes an entry from the used ring: the head of the chain, and the bytes written to it.
     pub fn take(&mut self) -> Option<(u32, u32)> {
-        if self.used.read::<u16>(INDEX) == self.taken {
+        if !self.has_used() {
             return None;
         }
         fence(Ordering::Acquire);

@@ -12,6 +12,8 @@ const FIRST_DEVICE: u16 = 0x1040;
 
 /// Virtio identifier of a disk.
 pub const BLOCK: u16 = 2;
+/// Virtio identifier of a console.
+pub const CONSOLE: u16 = 3;
 /// Virtio identifier of a source of random numbers.
 pub const ENTROPY: u16 = 4;
 
@@ -58,7 +60,8 @@ pub struct Device {
     pub common: Region,
     /// Configuration of its kind of device.
     pub config: Region,
-    notify: Region,
+    /// Doorbells.
+    pub notify: Region,
     notify_multiplier: u64,
 }
 
