@@ -4,6 +4,7 @@ pub mod acpi;
 pub mod boot;
 pub mod cli;
 pub mod config;
+pub mod cpu;
 pub mod exit;
 pub mod fallback;
 pub mod irq;
