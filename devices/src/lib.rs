@@ -10,4 +10,5 @@ pub mod bus;
 pub mod irq;
 pub mod legacy;
 pub mod pci;
+mod poll;
 pub mod virtio;

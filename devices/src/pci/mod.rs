@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
+pub mod configuration;
 pub mod msix;
 
 /// A memory BAR as the guest has programmed it at this moment.
