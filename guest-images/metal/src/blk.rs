@@ -124,6 +124,11 @@ impl Disk {
         self.queue.offer(head);
     }
 
+    /// Status byte of a slot's request: [`NO_STATUS`] until the disk wrote it.
+    pub fn status(&self, slot: u16) -> u8 {
+        self.slots.read(32 * u64::from(slot) + 16)
+    }
+
     /// Waits until some request is done: its slot and status.
     pub fn wait(&mut self) -> Outcome<(u16, u8)> {
         let (head, _) = self.queue.wait()?;
@@ -144,7 +149,7 @@ impl Disk {
             slot < self.depth(),
             "a disk answers a request that nobody made",
         )?;
-        let status = self.slots.read(32 * u64::from(slot) + 16);
+        let status = self.status(slot);
         ensure(
             status != NO_STATUS,
             "a disk ends a request without a status",

@@ -3,10 +3,10 @@
 use metal::blk::{self, Disk};
 use metal::memory;
 use metal::outcome::{Outcome, ensure};
-use metal::pattern;
-use metal::virtio::{Device, NO_VECTOR, common};
+use metal::virtio::{Device, NEEDS_RESET, NO_VECTOR, common};
+use metal::{pattern, println, time};
 
-use crate::Victim;
+use crate::{REACTION, SCRATCH, Victim};
 
 /// Offset of the index in the available ring, and of its first entry.
 const INDEX: u64 = 2;
@@ -72,26 +72,43 @@ fn addresses(victim: &mut Victim) {
     ];
     for (place, address) in places {
         for (ring, register) in rings {
-            metal::println!("{ring} {place}:");
+            println!("{ring} {place}:");
             let outcome = start_with(victim, register, address);
             victim.report_on(ring, outcome);
         }
     }
 }
 
-/// Starts the device with one wrong address, and gives it something to do.
+/// Starts the device with one wrong address, and one request on the available ring.
 fn start_with(victim: &Victim, register: u64, address: u64) -> Outcome {
     let device = Device::open(victim.function)?;
     device.negotiate(0)?;
-    let queue = device.queue(0, 16, NO_VECTOR)?;
-    queue.available.write(INDEX, 1u16);
-    device.common.write(common::QUEUE_ENABLE, 0u16);
-    device.set_address(register, address);
+    let pages = [
+        common::QUEUE_DESC,
+        common::QUEUE_DRIVER,
+        common::QUEUE_DEVICE,
+    ]
+    .into_iter();
+    device.common.write(common::QUEUE_SELECT, 0u16);
+    device.common.write(common::QUEUE_SIZE, 16u16);
+    for (page, ring) in (0..).zip(pages) {
+        let memory = victim.scratch.part(page * 4096, 4096);
+        memory.write(0, 0u16);
+        memory.write(INDEX, 1u16);
+        device.set_address(
+            ring,
+            if ring == register {
+                address
+            } else {
+                memory.address()
+            },
+        );
+    }
     device.common.write(common::QUEUE_ENABLE, 1u16);
     // Whether it gives up at once or later is the device's business.
     let _ = device.start();
-    queue.ring();
-    metal::time::poll(crate::REACTION, || queue.has_used());
+    device.doorbell(0).write(0, 0u16);
+    time::poll(REACTION, || device.status() & NEEDS_RESET != 0);
     device.reset()
 }
 
@@ -100,7 +117,7 @@ fn reset_in_flight(victim: &Victim) -> Outcome {
     for round in 0..20 {
         let mut disk = Disk::open(victim.function, NO_VECTOR)?;
         let depth = disk.depth().min(32);
-        let len = crate::SCRATCH / u64::from(depth) / 512 * 512;
+        let len = SCRATCH / u64::from(depth) / 512 * 512;
         for slot in 0..depth {
             let data = victim.scratch.part(u64::from(slot) * len, len);
             disk.submit(slot, blk::IN, 0, Some(data));
