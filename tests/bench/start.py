@@ -6,8 +6,8 @@ Three measures, each a median over rounds that take the VMMs in turn:
   memory  what the VMM itself takes (PSS without guest RAM) when its guest has been idle for a while
   pid 1   from exec to the first word of a Linux guest's PID 1 (--kernel)
 
-A VMM is found in PATH, or by the variable that its row names: COWSHED, QEMU, ALIOTH, FIRECRACKER,
-CLOUD_HYPERVISOR. One that is absent is shown by its ratio to alioth in an earlier run on one machine.
+A VMM is found in PATH, or by a variable: COWSHED (such as target/release/cowshed), QEMU, ALIOTH,
+FIRECRACKER, CLOUD_HYPERVISOR. One that is absent is shown by its ratio to alioth in an earlier run.
 """
 
 import argparse

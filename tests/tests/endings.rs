@@ -34,7 +34,24 @@ fn run_script(script: &str, options: &[&str]) -> (Output, String) {
 }
 
 #[test]
-fn a_panic_ends_at_once_and_shows_the_console() {
+fn a_panic_under_a_command_ends_it() {
+    if !kvm_is_here() {
+        return;
+    }
+    // The kernel panics rather than choose a process to kill when no memory is left.
+    let script = "echo 2 >/proc/sys/vm/panic_on_oom; tail /dev/zero";
+    let (output, reason) = run_script(script, &["--memory=128M"]);
+    let output = output.expect_status(123);
+    assert_eq!(reason, "panic");
+    assert!(
+        output.stderr().contains("ut of memory"),
+        "{}",
+        output.stderr()
+    );
+}
+
+#[test]
+fn a_panic_without_a_command_ends_at_once_and_shows_the_console() {
     if !kvm_is_here() {
         return;
     }
