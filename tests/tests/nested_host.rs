@@ -1,8 +1,9 @@
 //! The nested host itself: it has a working `/dev/kvm` and reports each step's streams and status.
 
 use std::process::Command;
+use std::time::Duration;
 
-use cowshed_tests::nested::{Host, Step, is_available};
+use cowshed_tests::nested::{Host, Step, StepResult, is_available};
 use tempfile::TempDir;
 
 /// Makes a VM, runs real-mode instructions in it that write "ok" to a port, then halt.
@@ -28,6 +29,7 @@ fn runs_steps_and_a_virtual_machine() {
 
     let results = Host::new().program(&program, "/bin/tiny-vmm").run(&[
         Step::new("streams", "echo out; echo err >&2; exit 3"),
+        Step::new("hang", "sleep 1000").limit(Duration::from_secs(1)),
         Step::new("vm", "tiny-vmm"),
     ]);
 
@@ -35,6 +37,7 @@ fn runs_steps_and_a_virtual_machine() {
     assert_eq!(results[0].status, 3);
     assert_eq!(results[0].stdout, "out\n");
     assert_eq!(results[0].stderr, "err\n");
-    assert_eq!(results[1].status, 0, "{}", results[1].stderr);
-    assert_eq!(results[1].stdout, "ok\n");
+    assert_eq!(results[1].status, StepResult::KILLED);
+    assert_eq!(results[2].status, 0, "{}", results[2].stderr);
+    assert_eq!(results[2].stdout, "ok\n");
 }
