@@ -13,6 +13,9 @@ pub const WRITE: u16 = 2;
 /// Descriptor flag: it holds a table of descriptors.
 pub const INDIRECT: u16 = 4;
 
+/// Feature: indirect descriptors.
+pub const F_INDIRECT: u64 = 1 << 28;
+
 const NO_INTERRUPT: u16 = 1;
 const NO_NOTIFY: u16 = 1;
 const INDEX: u64 = 2;

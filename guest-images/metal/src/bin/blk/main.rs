@@ -4,15 +4,17 @@
 #![no_std]
 #![no_main]
 
+mod framing;
+mod msix;
+
 use core::ops::Range;
 
 use metal::args::Args;
 use metal::blk::{self, Disk, SECTOR};
-use metal::interrupt::{self, Msix};
 use metal::memory::Region;
 use metal::outcome::{Outcome, ensure, finish};
 use metal::virtio::NO_VECTOR;
-use metal::{pattern, println, program, time};
+use metal::{pattern, println, program};
 
 program!(main);
 
@@ -56,8 +58,16 @@ fn run(mut args: Args) -> Outcome {
             "zero" => clear(&mut disk, one, blk::WRITE_ZEROES, range(&mut args)?)?,
             "discard" => clear(&mut disk, one, blk::DISCARD, range(&mut args)?)?,
             "readonly" => readonly(&mut disk, one)?,
+            "scatter" => {
+                framing::scatter(function, buffers, range(&mut args)?, args.number()?)?;
+                disk = Disk::open(function, NO_VECTOR)?;
+            }
+            "indirect" => {
+                framing::indirect(function, buffers, range(&mut args)?, args.number()?)?;
+                disk = Disk::open(function, NO_VECTOR)?;
+            }
             "msix" => {
-                msix(function, one)?;
+                msix::test(function, one)?;
                 disk = Disk::open(function, NO_VECTOR)?;
             }
             _ => return Err("there is a command that the blk guest does not know"),
@@ -229,51 +239,4 @@ fn readonly(disk: &mut Disk, buffer: Region) -> Outcome {
         buffer.sum() == sum,
         "a write to a read-only disk changes it",
     )
-}
-
-/// Completions are signalled by MSI-X; while the vector is masked they wait in the PBA.
-fn msix(function: metal::pci::Function, buffer: Region) -> Outcome {
-    const ENTRY: u16 = 0;
-    const VECTOR: u8 = interrupt::FIRST_VECTOR + 1;
-    let table = Msix::open(function)?;
-    table.route(ENTRY, VECTOR);
-    interrupt::enable();
-    let mut disk = Disk::open(function, ENTRY)?;
-    let arrived = |count| time::wait(|| interrupt::count(VECTOR) == count);
-
-    for request in 1..=10 {
-        succeeded(disk.request(blk::IN, 0, Some(buffer))?)?;
-        ensure(arrived(request), "a completion sends no interrupt")?;
-    }
-    let masks: [(&str, &dyn Fn(bool)); 2] = [
-        ("vector", &|masked| table.mask(ENTRY, masked)),
-        ("function", &|masked| table.mask_all(masked)),
-    ];
-    for (count, (name, mask)) in (10..).zip(masks) {
-        mask(true);
-        ensure(
-            !table.is_pending(ENTRY),
-            "an interrupt is pending that nobody sent",
-        )?;
-        succeeded(disk.request(blk::IN, 0, Some(buffer))?)?;
-        ensure(
-            time::wait(|| table.is_pending(ENTRY)),
-            "a masked interrupt is not pending",
-        )?;
-        ensure(
-            interrupt::count(VECTOR) == count,
-            "a masked interrupt arrives",
-        )?;
-        mask(false);
-        ensure(
-            arrived(count + 1),
-            "a pending interrupt does not arrive when unmasked",
-        )?;
-        ensure(
-            !table.is_pending(ENTRY),
-            "an interrupt that arrived is still pending",
-        )?;
-        println!("ok masked {name}");
-    }
-    disk.device.reset()
 }
