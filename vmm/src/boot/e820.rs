@@ -24,8 +24,12 @@ pub(super) struct Region {
     pub(super) kind: Kind,
 }
 
-/// Least end of low RAM: a page-table's worth above the tables and ACPI.
+/// Least end of low RAM: the smallest kernels lie at 1 MiB.
 const LEAST_RAM: u64 = 2 << 20;
+/// The boot page tables: PML4, PDPT, four page directories.
+const PAGE_TABLES_SIZE: u64 = 6 * 4096;
+/// KVM's identity map page, and its three TSS pages right above.
+const KVM_PAGES_SIZE: u64 = 4 * 4096;
 
 /// The map of `memory`, in ascending order.
 pub(super) fn map(memory: &GuestMemoryMmap) -> Result<Vec<Region>, Error> {
@@ -49,10 +53,9 @@ pub(super) fn map(memory: &GuestMemoryMmap) -> Result<Vec<Region>, Error> {
             layout::ECAM + layout::ECAM_SIZE,
             Kind::Reserved,
         ),
-        // The identity map page and three TSS pages.
         region(
             layout::KVM_IDENTITY_MAP,
-            layout::KVM_IDENTITY_MAP + 0x4000,
+            layout::KVM_IDENTITY_MAP + KVM_PAGES_SIZE,
             Kind::Reserved,
         ),
     ];
@@ -68,13 +71,16 @@ pub(super) fn ram(map: &[Region]) -> u64 {
         .sum()
 }
 
-/// Whether `start..end` lies in one piece of RAM, clear of the tables that the kernel is given.
+/// Whether `start..end` lies in one piece of RAM, clear of what the kernel is given to read.
 pub(super) fn is_free(map: &[Region], start: u64, end: u64) -> bool {
-    let tables = start < layout::PAGE_TABLES + 0x6000;
+    let tables = 0..layout::PAGE_TABLES + PAGE_TABLES_SIZE;
     let cmdline = layout::CMDLINE..layout::CMDLINE + layout::CMDLINE_MAX as u64;
-    !tables
-        && !(start < cmdline.end && end > cmdline.start)
-        && map.iter().any(|region| {
-            region.kind == Kind::Ram && region.start <= start && start < end && end <= region.end
-        })
+    let clear = [tables, cmdline]
+        .iter()
+        .all(|taken| end <= taken.start || start >= taken.end);
+    clear
+        && start < end
+        && map
+            .iter()
+            .any(|region| region.kind == Kind::Ram && region.start <= start && end <= region.end)
 }

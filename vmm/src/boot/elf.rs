@@ -12,6 +12,7 @@ use super::{Error, Source};
 const MAX_HEADERS: u16 = 128;
 /// Most bytes of notes.
 const MAX_NOTES: u64 = 64 << 10;
+const MAGIC: [u8; 4] = *b"\x7fELF";
 const EM_X86_64: u16 = 62;
 const ET_EXEC: u16 = 2;
 const ET_DYN: u16 = 3;
@@ -39,12 +40,12 @@ struct Segment {
 
 /// Whether the file begins like an ELF.
 pub(super) fn is_elf(image: &Source) -> Result<bool, Error> {
-    let mut magic = [0; 4];
+    let mut magic = [0; MAGIC.len()];
     if image.len().map_err(read)? < magic.len() as u64 {
         return Ok(false);
     }
     image.read_exact_at(&mut magic, 0).map_err(read)?;
-    Ok(magic == *b"\x7fELF")
+    Ok(magic == MAGIC)
 }
 
 impl Elf {
@@ -141,6 +142,9 @@ impl Segment {
 }
 
 fn check_header(header: &Elf64_Ehdr) -> Result<(), Error> {
+    if !header.e_ident.starts_with(&MAGIC) {
+        return Err(refuse("it does not begin with ELF's magic number"));
+    }
     let class = header.e_ident[abi::EI_CLASS];
     let data = header.e_ident[abi::EI_DATA];
     if class != abi::ELFCLASS64 || data != abi::ELFDATA2LSB || header.e_machine != EM_X86_64 {
@@ -211,6 +215,6 @@ fn read(source: std::io::Error) -> Error {
     }
 }
 
-fn refuse(why: &str) -> Error {
-    Error::Elf(why.to_owned())
+fn refuse(why: &'static str) -> Error {
+    Error::Elf(why)
 }

@@ -43,7 +43,7 @@ pub enum Error {
     },
     /// An ELF that is no x86_64 executable, or that contradicts itself.
     #[error("cannot boot this ELF kernel: {0}")]
-    Elf(String),
+    Elf(&'static str),
     /// A segment that lies outside RAM or on the tables that the kernel is given.
     #[error(
         "kernel segment {start:#x}..{end:#x} does not lie in free guest memory: \

@@ -14,10 +14,16 @@ pub enum Source<'a> {
 }
 
 impl Source<'_> {
-    /// Length in bytes.
+    /// Length in bytes. What has none, such as a pipe, is an error.
     pub(super) fn len(&self) -> io::Result<u64> {
         match self {
-            Self::File(file) => Ok(file.metadata()?.len()),
+            Self::File(file) => {
+                let metadata = file.metadata()?;
+                if !metadata.is_file() {
+                    return Err(io::Error::other("it is not a regular file"));
+                }
+                Ok(metadata.len())
+            }
             Self::Bytes(bytes) => Ok(bytes.len() as u64),
         }
     }
