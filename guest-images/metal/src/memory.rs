@@ -87,24 +87,28 @@ impl Region {
         self.len == 0
     }
 
-    /// Reads one word.
+    /// Reads one word, at an aligned address.
     pub fn read<T: Word>(self, offset: u64) -> T {
-        let word = self.part(offset, size_of::<T>() as u64);
-        // SAFETY: `part` checked that it lies inside, and every offset in use is a multiple of
-        // the word size in a region that is aligned at least to that: `part` asserts it.
-        unsafe { ptr::read_volatile(ptr::with_exposed_provenance(word.address as usize)) }
+        let word = self.word::<T>(offset);
+        // SAFETY: it lies inside, aligned, and any bits make an integer.
+        unsafe { ptr::read_volatile(ptr::with_exposed_provenance(word)) }
     }
 
-    /// Writes one word.
+    /// Writes one word, at an aligned address.
     pub fn write<T: Word>(self, offset: u64, value: T) {
-        let word = self.part(offset, size_of::<T>() as u64);
-        // SAFETY: as in `read`; nothing of Rust's is inside, by the contract of `new`.
-        unsafe {
-            ptr::write_volatile(
-                ptr::with_exposed_provenance_mut(word.address as usize),
-                value,
-            );
-        }
+        let word = self.word::<T>(offset);
+        // SAFETY: it lies inside, aligned, and nothing of Rust's is there, as `new` was promised
+        // and `allocate` sees to.
+        unsafe { ptr::write_volatile(ptr::with_exposed_provenance_mut(word), value) }
+    }
+
+    fn word<T: Word>(self, offset: u64) -> usize {
+        let address = self.part(offset, size_of::<T>() as u64).address as usize;
+        assert!(
+            address.is_multiple_of(align_of::<T>()),
+            "{address:#x} is not aligned"
+        );
+        address
     }
 
     /// Offsets of the 8-byte words inside.

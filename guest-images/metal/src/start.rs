@@ -10,6 +10,9 @@ use crate::{memory, power, println};
 
 global_asm!(include_str!("boot.s"));
 
+/// Named here so that cargo links again when the script changes: nothing else tells it.
+const _: &str = include_str!("../link.ld");
+
 /// What the VMM hands to a PVH guest (Xen's `hvm_start_info`, version 1).
 #[repr(C)]
 struct StartInfo {

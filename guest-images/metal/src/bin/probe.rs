@@ -11,7 +11,7 @@ use metal::args::Args;
 use metal::blk::{self, Disk, SECTOR};
 use metal::memory::{self, Region};
 use metal::outcome::{Outcome, Report, ensure, finish};
-use metal::pci::{self, Bar, Function, MEMORY_ENABLE};
+use metal::pci::{self, BUS_MASTER, Bar, Function, MEMORY_ENABLE};
 use metal::virtio::{self, Device, NO_VECTOR};
 use metal::{entropy, pattern, println, program, time};
 
@@ -19,6 +19,8 @@ program!(main);
 
 /// Where cowshed has the configuration space of bus 0.
 const ECAM: u64 = 0xe000_0000;
+/// Offset of the command register.
+const COMMAND: u64 = 4;
 /// In the memory window for PCI, but far from where BARs are assigned.
 const SPARE: u64 = 0xd000_0000;
 /// The local APIC, and its version register.
@@ -34,19 +36,19 @@ fn main(command_line: &'static str) -> ! {
 fn run(args: Args) -> Outcome {
     let mut report = Report::default();
     pci::functions().for_each(list);
+    let disk = Disk::find(args.option("disk").unwrap_or(0))?;
     report.note("bars apart", bars_apart());
     report.note("configuration by bytes and words", widths());
     report.note("identifiers are read-only", read_only());
     report.note("absent functions", absent());
     match args.option("ecam").unwrap_or(ECAM) {
         0 => println!("skipped: ecam=0"),
-        address => report.note("ecam", ecam(address)),
+        address => report.note("ecam", ecam(address, disk)),
     }
     for function in virtio::devices(virtio::ENTROPY) {
         report.note("entropy", entropy::ask(function));
     }
 
-    let disk = Disk::find(args.option("disk").unwrap_or(0))?;
     let buffer = Region::allocate(SECTOR, 4096);
     report.note("disk answers", read(disk, buffer));
     report.note("memory disabled", disabled(disk, buffer));
@@ -165,7 +167,7 @@ fn absent() -> Outcome {
 }
 
 /// The memory-mapped configuration space says what the ports say.
-fn ecam(address: u64) -> Outcome {
+fn ecam(address: u64, disk: Function) -> Outcome {
     ensure(
         address >= memory::ram_end() && address < 1 << 32,
         "the ECAM window is over RAM",
@@ -176,7 +178,19 @@ fn ecam(address: u64) -> Outcome {
         let space = window.part(function.ecam_offset(), 4096);
         let same = |register: u8| space.read::<u32>(register.into()) == function.read32(register);
         ensure((0..=0xfc).step_by(4).all(same), "ECAM and ports differ")?;
+        let [low, high] = function.id().0.to_le_bytes();
+        let bytes: [u8; 2] = [space.read(0), space.read(1)];
+        ensure(bytes == [low, high], "a byte of ECAM differs")?;
     }
+    let space = window.part(disk.ecam_offset(), 4096);
+    let command: u16 = space.read(COMMAND);
+    space.write(COMMAND, command ^ BUS_MASTER as u16);
+    let changed = disk.command();
+    space.write(COMMAND, command);
+    ensure(
+        changed == u32::from(command) ^ BUS_MASTER,
+        "a write by ECAM is lost",
+    )?;
     let absent = window.part(31 << 15 | 7 << 12, 4);
     ensure(
         absent.read::<u32>(0) == u32::MAX,

@@ -149,9 +149,10 @@ fn poke(region: Region, offset: u64, random: &mut Random) {
             region.write(offset, value as u32);
             region.read::<u32>(offset);
         }
-        _ => {
+        _ if (region.address() + offset).is_multiple_of(8) => {
             region.write(offset, value);
             region.read::<u64>(offset);
         }
+        _ => {}
     }
 }
