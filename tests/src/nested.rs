@@ -11,7 +11,6 @@
 //! assert_eq!(results[0].status, 0);
 //! ```
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -19,9 +18,9 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use cowshed_guest_images::cpio::Archive;
 use cowshed_guest_images::{Kernel, KernelFiles};
 
+use crate::initramfs::Initramfs;
 use crate::{guest, process, skip};
 
 /// The program that emulates the host's machine.
@@ -220,7 +219,7 @@ impl Host {
 
     /// The host's root file system.
     fn initramfs(&self, kernel: &KernelFiles, steps: &[Step]) -> Vec<u8> {
-        let mut root = Root::default();
+        let mut root = Initramfs::default();
         let busybox = skip::program("busybox").expect("is_available() was asked");
         root.copy(&busybox, Path::new("/bin/busybox"));
         for module in MODULES {
@@ -239,39 +238,7 @@ impl Host {
                 step.limit.as_secs().to_string().as_bytes(),
             );
         }
-        root.archive.finish()
-    }
-}
-
-/// An initramfs that makes the folders its files are in.
-#[derive(Default)]
-struct Root {
-    archive: Archive,
-    folders: BTreeSet<PathBuf>,
-}
-
-impl Root {
-    fn copy(&mut self, source: &Path, target: &Path) {
-        let content = fs::read(source).unwrap_or_else(|e| panic!("{}: {e}", source.display()));
-        self.file(target, &content);
-    }
-
-    /// Adds a file that anybody may execute at `target`, an absolute path.
-    fn file(&mut self, target: &Path, content: &[u8]) {
-        let inside = target
-            .strip_prefix("/")
-            .expect("an absolute path in the host");
-        let folders: Vec<&Path> = inside.ancestors().skip(1).collect();
-        for folder in folders
-            .into_iter()
-            .rev()
-            .filter(|folder| *folder != Path::new(""))
-        {
-            if self.folders.insert(folder.into()) {
-                self.archive.directory(&folder.to_string_lossy());
-            }
-        }
-        self.archive.file(&inside.to_string_lossy(), 0o755, content);
+        root.finish()
     }
 }
 
