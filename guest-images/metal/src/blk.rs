@@ -34,8 +34,6 @@ pub const WRITE_ZEROES: u32 = 13;
 pub const OK: u8 = 0;
 /// Status of a request that failed.
 pub const IOERR: u8 = 1;
-/// Status of a request that the device does not know.
-pub const UNSUPPORTED: u8 = 2;
 
 /// What the status byte holds until the device writes it.
 pub const NO_STATUS: u8 = 0xff;
@@ -115,7 +113,7 @@ impl Disk {
         self.queue
             .describe(head, descriptor(header, 16, NEXT, after_header));
         if let Some(data) = data {
-            let (address, len) = (data.address(), data.len());
+            let (address, len) = (data.address(), data.size());
             self.queue
                 .describe(head + 1, descriptor(address, len, NEXT | write, head + 2));
         }

@@ -17,13 +17,6 @@
 .set INTERRUPTS, 16
 .set LAPIC_EOI, 0xfee000b0
 
-# Tells the VMM the 32-bit entry point.
-.section .note.Xen, "a", @note
-    .balign 4
-    .long 4, 4, 18                  # name size, value size, XEN_ELFNOTE_PHYS32_ENTRY
-    .asciz "Xen"
-    .long _start
-
 .section .boot, "awx", @progbits
 
 # One 16-byte stub for each vector, so that the address of each is known: BASE + 16 * vector.

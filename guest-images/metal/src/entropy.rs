@@ -15,7 +15,7 @@ pub fn ask(function: Function) -> Outcome {
     device.start()?;
     let memory = Region::allocate(2 * LEN, 8);
     let (buffer, beyond) = (memory.part(0, LEN), memory.part(LEN, LEN));
-    let (address, len) = (buffer.address(), buffer.len());
+    let (address, len) = (buffer.address(), buffer.size());
     queue.describe(
         0,
         Descriptor {

@@ -76,15 +76,10 @@ impl Region {
     }
 
     /// Length in bytes; a descriptor has 32 bits for it.
-    pub fn len(self) -> u32 {
+    pub fn size(self) -> u32 {
         self.len
             .try_into()
             .expect("a region for devices is below 4 GiB")
-    }
-
-    /// Whether it has no bytes.
-    pub fn is_empty(self) -> bool {
-        self.len == 0
     }
 
     /// Reads one word, at an aligned address.

@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::{memory, power, println};
 
-global_asm!(include_str!("boot.s"));
+global_asm!(include_str!("note.s"), include_str!("boot.s"));
 
 /// Named here so that cargo links again when the script changes: nothing else tells it.
 const _: &str = include_str!("../link.ld");

@@ -8,13 +8,8 @@ use core::arch::global_asm;
 use core::panic::PanicInfo;
 
 global_asm!(
+    include_str!("../note.s"),
     r#"
-    .section .note.Xen, "a", @note
-        .balign 4
-        .long 4, 4, 18              # XEN_ELFNOTE_PHYS32_ENTRY
-        .asciz "Xen"
-        .long _start
-
     .section .boot, "awx", @progbits
     .code32
     .globl _start

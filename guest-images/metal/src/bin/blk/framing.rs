@@ -57,7 +57,7 @@ pub(crate) fn indirect(
     let table = Region::allocate(16 * LONGEST, 16);
     round_trip(buffers, sectors, seed, |kind, sector, data| {
         let status = lay_out(table, kind, sector, data, &[4096]);
-        let (address, len, flags) = (table.address(), table.len(), INDIRECT);
+        let (address, len, flags) = (table.address(), table.size(), INDIRECT);
         queue.describe(
             0,
             Descriptor {
@@ -112,7 +112,7 @@ fn lay_out(table: Region, kind: u32, sector: u64, data: Region, pieces: &[u64]) 
 
     let mut index = 0;
     let mut add = |region: Region, flags: u16| {
-        let (address, len) = (region.address(), region.len());
+        let (address, len) = (region.address(), region.size());
         write_descriptor(
             table,
             index,
@@ -128,8 +128,8 @@ fn lay_out(table: Region, kind: u32, sector: u64, data: Region, pieces: &[u64]) 
     add(memory.part(0, 8), NEXT);
     add(memory.part(8, 8), NEXT);
     let (mut offset, mut lengths) = (0, pieces.iter().cycle());
-    while offset < data.len().into() {
-        let left = u64::from(data.len()) - offset;
+    while offset < data.size().into() {
+        let left = u64::from(data.size()) - offset;
         let len = lengths.next().map_or(left, |&len| len.min(left));
         add(data.part(offset, len), NEXT | write);
         offset += len;

@@ -121,7 +121,7 @@ fn registers(victim: &Victim, random: &mut Random, rounds: u64) -> Outcome {
             1 => (device.config, 0..0),
             _ => (device.notify, 0..0),
         };
-        let offset = random.below(u64::from(region.len() & !7)) & !7;
+        let offset = random.below(u64::from(region.size() & !7)) & !7;
         // Rings at random places would let the device write over this program.
         if !rings.contains(&offset) {
             poke(region, offset, random);
