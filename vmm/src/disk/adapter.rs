@@ -1,0 +1,88 @@
+//! `cowshed-qcow`'s image as the disk of `cowshed-devices`.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use cowshed_devices::virtio::block::disk::{Disk, Extent, Geometry, Plan};
+use cowshed_qcow::Image;
+
+/// Largest block size that a guest is told: that of QEMU's default clusters. Guests take it as
+/// the best unit of I/O, which bigger clusters are not.
+const MAX_BLOCK_SIZE: u32 = 64 << 10;
+
+/// An image on the guest's bus.
+#[derive(Debug)]
+pub(super) struct ImageDisk {
+    image: Image,
+    geometry: Geometry,
+}
+
+impl ImageDisk {
+    pub(super) fn new(image: Image, serial: Option<String>) -> Self {
+        let geometry = Geometry {
+            size: image.size(),
+            read_only: image.read_only(),
+            block_size: image.cluster_size().clamp(512, MAX_BLOCK_SIZE),
+            serial: serial.unwrap_or_default(),
+        };
+        Self { image, geometry }
+    }
+
+    pub(super) fn image(&self) -> &Image {
+        &self.image
+    }
+}
+
+impl Disk for ImageDisk {
+    fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    fn files(&self) -> Vec<BorrowedFd<'_>> {
+        self.image.files()
+    }
+
+    fn plan_read(&self, offset: u64, len: u64) -> io::Result<Plan> {
+        Ok(plan(self.image.plan_read(offset, len)?))
+    }
+
+    fn plan_write(&self, offset: u64, len: u64) -> io::Result<Plan> {
+        Ok(plan(self.image.plan_write(offset, len)?))
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        Ok(self.image.read(offset, buf)?)
+    }
+
+    fn write(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        Ok(self.image.write(offset, buf)?)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        Ok(self.image.write_zeroes(offset, len, unmap)?)
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        Ok(self.image.discard(offset, len)?)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(self.image.flush()?)
+    }
+}
+
+fn plan(plan: cowshed_qcow::Plan) -> Plan {
+    match plan {
+        cowshed_qcow::Plan::Slow => Plan::Slow,
+        cowshed_qcow::Plan::Fast { extents, pin } => {
+            Plan::Fast(extents.into_iter().map(extent).collect(), Box::new(pin))
+        }
+    }
+}
+
+fn extent(extent: cowshed_qcow::Extent) -> Extent {
+    match extent {
+        cowshed_qcow::Extent::File { file, offset, len } => Extent::File { file, offset, len },
+        cowshed_qcow::Extent::Zero { len } => Extent::Zero { len },
+    }
+}

@@ -1,0 +1,266 @@
+//! Disks: from what the command line says to what the block device asks.
+//!
+//! This is the one place that opens images, and the one that lets `cowshed-qcow` and
+//! `cowshed-devices` meet. A base is opened read-only; only with [`Overlay::Direct`] is an image
+//! opened for writing.
+
+mod adapter;
+mod base;
+mod lock;
+mod new_file;
+mod overlay;
+mod unsynced;
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cowshed_devices::virtio::block::disk;
+
+use crate::config::{Disk, Overlay, Overlays, Root, Run};
+use adapter::ImageDisk;
+use lock::Use;
+use overlay::Wanted;
+
+/// Why a disk cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file cannot be opened or locked.
+    #[error("cannot open the image {}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Its format was not named and it has not qcow2's magic number.
+    #[error(
+        "{} is not a qcow2 image; if it is the disk's bytes as they are, say so: {},format=raw",
+        .0.display(), .0.display()
+    )]
+    Unnamed(PathBuf),
+    /// The chain cannot be used.
+    #[error(transparent)]
+    Image(#[from] cowshed_qcow::Error),
+    /// The disk would be smaller than its base.
+    #[error("size={size} would cut off the end of {}, which has {of_base} bytes", path.display())]
+    Smaller {
+        /// The base.
+        path: PathBuf,
+        /// The size that was asked for, in bytes.
+        size: u64,
+        /// The base's size, in bytes.
+        of_base: u64,
+    },
+    /// An existing overlay has not the size that was asked for.
+    #[error(
+        "the overlay {} has {of_overlay} bytes, not size={size}: leave size= out, \
+         or resize it first with qemu-img resize",
+        path.display()
+    )]
+    OtherSize {
+        /// The overlay.
+        path: PathBuf,
+        /// The size that was asked for, in bytes.
+        size: u64,
+        /// The overlay's size, in bytes.
+        of_overlay: u64,
+    },
+    /// An existing overlay records no backing file.
+    #[error(
+        "{} is there already and is no overlay: it has no backing file. Choose another path, \
+         or run it as an image of its own",
+        .0.display()
+    )]
+    NoBacking(PathBuf),
+    /// An existing overlay is another base's.
+    #[error(
+        "the overlay {} is of {recorded}, not of {} ({reason}): run it with its own base, choose \
+         another overlay, or, if the base was only moved, tell it so with \
+         qemu-img rebase -u -F FORMAT -b BASE OVERLAY",
+        overlay.display(), base.display()
+    )]
+    OtherBase {
+        /// The overlay.
+        overlay: PathBuf,
+        /// The backing file that it records.
+        recorded: String,
+        /// The base that it was to be used with.
+        base: PathBuf,
+        /// How they differ.
+        reason: String,
+    },
+    /// An overlay cannot be made.
+    #[error("cannot create the overlay {}", path.display())]
+    Create {
+        /// The overlay.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A throwaway overlay cannot be made.
+    #[error("cannot make an overlay in {} (choose a folder with --overlay-dir)", folder.display())]
+    Folder {
+        /// The folder.
+        folder: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A base whose path an overlay cannot record.
+    #[error("the path of {} is not UTF-8: an overlay cannot record it", .0.display())]
+    Name(PathBuf),
+    /// `--keep-overlay` names something that is there.
+    #[error("--keep-overlay {} is there already: remove it or choose another path", .0.display())]
+    KeepExists(PathBuf),
+    /// `--keep-overlay` without a throwaway overlay.
+    #[error("--keep-overlay has nothing to keep: no disk has a throwaway overlay")]
+    NothingToKeep,
+    /// The throwaway overlay could not be kept.
+    #[error("cannot keep the overlay as {}", path.display())]
+    Keep {
+        /// The path that it was to have.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    fn open(path: &Path, source: io::Error) -> Self {
+        Self::Open { path: path.to_path_buf(), source }
+    }
+}
+
+/// A disk for a block device.
+#[derive(Clone)]
+pub struct Attached {
+    /// The disk.
+    pub disk: Arc<dyn disk::Disk>,
+    /// Nobody needs its content after a crash.
+    pub never_sync: bool,
+}
+
+/// The disks of a run.
+#[derive(Debug, Default)]
+pub struct Disks {
+    opened: Vec<Opened>,
+    keep: Option<PathBuf>,
+}
+
+#[derive(Debug)]
+struct Opened {
+    disk: Arc<ImageDisk>,
+    overlay: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    /// The image itself.
+    None,
+    /// An overlay with a name.
+    Named,
+    /// An overlay without one: its file.
+    Throwaway(File),
+}
+
+/// Opens all disks of a run, the root first. `default_root` is the default guest's root image.
+///
+/// # Errors
+/// An image cannot be opened, is in use, or is not what was said of it.
+pub fn open(run: &Run, default_root: Option<&Path>) -> Result<Disks, Error> {
+    let root = match (&run.root, default_root) {
+        (Root::Image(disk), _) => Some(disk.clone()),
+        (Root::Default(overlay), Some(path)) => {
+            Some(Disk { overlay: overlay.clone(), ..Disk::new(path) })
+        }
+        (Root::Default(_), None) | (Root::None, _) => None,
+    };
+    let mut keep = run.overlays.keep.as_deref();
+    if let Some(path) = keep.filter(|path| path.symlink_metadata().is_ok()) {
+        return Err(Error::KeepExists(path.to_path_buf()));
+    }
+    let mut opened = Vec::new();
+    for disk in root.iter().chain(&run.disks) {
+        let next = open_one(disk, &run.overlays, keep)?;
+        if matches!(next.overlay, Kind::Throwaway(_)) {
+            // The first one has it.
+            keep = None;
+        }
+        opened.push(next);
+    }
+    if keep.is_some() {
+        return Err(Error::NothingToKeep);
+    }
+    Ok(Disks { opened, keep: run.overlays.keep.clone() })
+}
+
+fn open_one(disk: &Disk, overlays: &Overlays, keep: Option<&Path>) -> Result<Opened, Error> {
+    let wanted = Wanted { size: disk.size, max_size: overlays.max_size };
+    let (image, overlay) = match &disk.overlay {
+        _ if disk.read_only => (base::open(disk, Use::Read)?.image, Kind::None),
+        Overlay::Direct => (base::open(disk, Use::Write)?.image, Kind::None),
+        Overlay::At(path) => {
+            (overlay::at(base::open(disk, Use::Read)?, path, &wanted)?, Kind::Named)
+        }
+        Overlay::Throwaway => {
+            let folder = overlays.folder.clone().unwrap_or_else(default_folder);
+            let base = base::open(disk, Use::Read)?;
+            let (image, file) = overlay::throwaway(base, &folder, keep, &wanted)?;
+            (image, Kind::Throwaway(file))
+        }
+    };
+    Ok(Opened { disk: Arc::new(ImageDisk::new(image, disk.serial.clone())), overlay })
+}
+
+/// The folder of throwaway overlays: `$TMPDIR`, else `/var/tmp`, which unlike `/tmp` is on a
+/// disk everywhere.
+#[must_use]
+pub fn default_folder() -> PathBuf {
+    match std::env::var_os("TMPDIR") {
+        Some(folder) if !folder.is_empty() => folder.into(),
+        _ => "/var/tmp".into(),
+    }
+}
+
+impl Disks {
+    /// The disks in the order in which the guest sees them.
+    pub fn devices(&self) -> impl Iterator<Item = Attached> {
+        self.opened.iter().map(|opened| Attached {
+            disk: opened.disk.clone(),
+            never_sync: matches!(opened.overlay, Kind::Throwaway(_)),
+        })
+    }
+
+    /// Makes what stays durable, after the guest has ended; keeps the first throwaway overlay if
+    /// the run `failed` and that was asked for. Returns the size of all overlay files in bytes.
+    ///
+    /// # Errors
+    /// Something cannot be written.
+    pub fn close(self, failed: bool) -> Result<Option<u64>, Error> {
+        let mut keep = self.keep.filter(|_| failed);
+        let mut size = None;
+        for opened in self.opened {
+            let image = opened.disk.image();
+            match &opened.overlay {
+                Kind::None | Kind::Named if image.read_only() => {}
+                Kind::None | Kind::Named => image.flush()?,
+                Kind::Throwaway(file) => {
+                    if let Some(path) = keep.take() {
+                        image.flush()?;
+                        new_file::keep(file, &path)
+                            .map_err(|source| Error::Keep { path, source })?;
+                    }
+                }
+            }
+            if !matches!(opened.overlay, Kind::None) {
+                size = Some(size.unwrap_or(0_u64).saturating_add(image.file_len()?));
+            }
+        }
+        Ok(size)
+    }
+}
+
+#[cfg(test)]
+mod tests;
