@@ -1,5 +1,7 @@
 //! A run of bytes scattered over guest memory.
 
+use std::fmt;
+
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, VolatileSlice};
 
 use super::Memory;
@@ -12,8 +14,15 @@ pub(crate) struct Segment {
 }
 
 /// Pieces in order. In sum they are below 4 GiB (the queue sees to it).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct Buffers(Vec<Segment>);
+
+/// Short: there may be hundreds of pieces.
+impl fmt::Debug for Buffers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes in {} pieces", self.len(), self.0.len())
+    }
+}
 
 impl Buffers {
     pub(crate) fn push(&mut self, segment: Segment) {

@@ -102,7 +102,9 @@ impl Service {
             self.begin_drain()?;
             let more = self.turn()?;
             self.finish_drain()?;
-            if !more {
+            // A drain that was asked for during another begins when that one is done.
+            let next_drain = self.drain.is_none() && self.hub.wanted_drain().is_some();
+            if !more && !next_drain {
                 self.wait(stop)?;
             }
         }
@@ -114,8 +116,8 @@ impl Service {
 
     /// Does what can be done without waiting; true if there is more.
     fn turn(&mut self) -> Result<bool, Error> {
-        let mut more = self.hear()?;
         self.announce_size();
+        let mut more = self.hear()?;
         for index in 0..self.sessions.len() {
             more |= self.transmit(index, LIMIT)?;
             more |= self.receive(index)?;
