@@ -5,6 +5,7 @@
 mod qemu;
 
 use std::io::{Read, Write};
+use std::net::Shutdown;
 
 use cowshed_guest_protocol::{Failure, FromGuest, Start, ToGuest, VERSION};
 use qemu::{Guest, kernel_and_disk};
@@ -33,7 +34,7 @@ fn a_command_has_its_streams_environment_folder_and_status() {
     let mut guest = started(&["sh", "-c", script], &["COLOUR=dun", "HOME=/tmp"], "/etc");
     guest.hear(|said| assert_eq!(said, FromGuest::Started));
     let sent: Vec<u8> = (0..200_000u32).map(|number| (number % 251) as u8).collect();
-    let mut stdin = guest.stdin.take().unwrap();
+    let mut stdin = &guest.stdin;
     let mut stdout = guest.stdout.try_clone().unwrap();
     let received = std::thread::scope(|scope| {
         let reader = scope.spawn(|| {
@@ -42,7 +43,8 @@ fn a_command_has_its_streams_environment_folder_and_status() {
             bytes
         });
         stdin.write_all(&sent).unwrap();
-        drop(stdin);
+        // Closed, QEMU would drop what it has not read.
+        stdin.shutdown(Shutdown::Write).unwrap();
         reader.join().unwrap()
     });
     assert!(received == sent);

@@ -21,7 +21,7 @@ pub(crate) struct Guest {
     qemu: Child,
     control: UnixStream,
     decoder: Decoder,
-    pub(crate) stdin: Option<UnixStream>,
+    pub(crate) stdin: UnixStream,
     pub(crate) stdout: UnixStream,
     pub(crate) stderr: UnixStream,
 }
@@ -72,7 +72,7 @@ impl Guest {
         }
         let qemu = qemu.stdin(Stdio::null()).spawn().unwrap();
         let [stdin, stdout, stderr, control] = listeners.map(|l| l.accept().unwrap().0);
-        let (stdin, decoder) = (Some(stdin), Decoder::default());
+        let decoder = Decoder::default();
         Self {
             folder,
             qemu,
