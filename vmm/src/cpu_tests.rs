@@ -55,7 +55,7 @@ fn intel() -> Vec<kvm_cpuid_entry2> {
         leaf(4, 3, [0xfc07_c163, 0x0380_003f, 0x9fff, 4]),
         leaf(4, 4, [0; 4]),
         leaf(5, 0, [0x40, 0x40, 3, 0x2020]),
-        leaf(6, 0, [0xdf8f_f7, 2, 9, 0]),
+        leaf(6, 0, [0x00df_8ff7, 2, 9, 0]),
         leaf(7, 0, [1, 0xf1bf_07ab, 0, 0]),
         leaf(0xa, 0, [0x0830_0805, 0, 0, 0x8603]),
         leaf(0xb, 0, [1, 2, 0x100, 3]),

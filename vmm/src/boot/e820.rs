@@ -71,7 +71,7 @@ pub(super) fn ram(map: &[Region]) -> u64 {
         .sum()
 }
 
-/// Whether `start..end` lies in one piece of RAM, clear of what the kernel is given to read.
+/// Whether `start..end`, not empty, lies in one piece of RAM, clear of what the kernel is given.
 pub(super) fn is_free(map: &[Region], start: u64, end: u64) -> bool {
     let tables = 0..layout::PAGE_TABLES + PAGE_TABLES_SIZE;
     let cmdline = layout::CMDLINE..layout::CMDLINE + layout::CMDLINE_MAX as u64;
@@ -79,7 +79,6 @@ pub(super) fn is_free(map: &[Region], start: u64, end: u64) -> bool {
         .iter()
         .all(|taken| end <= taken.start || start >= taken.end);
     clear
-        && start < end
         && map
             .iter()
             .any(|region| region.kind == Kind::Ram && region.start <= start && end <= region.end)

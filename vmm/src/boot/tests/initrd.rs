@@ -46,7 +46,7 @@ fn no_parts_or_empty_ones_are_no_initrd() {
 
 #[test]
 fn it_lies_as_high_as_the_kernel_allows() {
-    let initrd = [Source::Bytes(&[7; 5000])];
+    let initrd = [Source::Bytes(&[7; 8192])];
     let start = |memory: &GuestMemoryMmap, image: &[u8]| {
         load_with(memory, image, &initrd).unwrap().unwrap().start
     };

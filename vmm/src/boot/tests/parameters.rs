@@ -65,6 +65,21 @@ fn the_zero_page_is_laid_out_as_bootparam_h_says() {
 }
 
 #[test]
+fn what_follows_a_shorter_setup_header_is_not_part_of_it() {
+    let mut bzimage = bzimage_file(&gzip(&small_elf()));
+    // The header ends at 0x268; then comes code. `setup_data` is the boot loader's to fill in.
+    bzimage[0x201] = 0x66;
+    bzimage[0x268..0x270].fill(0xcc);
+    bzimage[0x250..0x258].fill(0xff);
+    let memory = memory(4);
+    load_bytes(&memory, &bzimage).unwrap();
+    let page = read(&memory, layout::ZERO_PAGE, 4096);
+    assert_eq!(page[0x258..0x268], bzimage[0x258..0x268]);
+    assert_eq!(page[0x268..0x2d0], [0; 0x68]);
+    assert_eq!(page[0x250..0x258], [0; 8], "setup_data");
+}
+
+#[test]
 fn an_elf_gets_a_setup_header_made_for_it() {
     let memory = memory(4);
     load_bytes(&memory, &small_elf()).unwrap();
