@@ -1,8 +1,9 @@
 //! What a device tells its driver beside the queues: interrupts, configuration changes, and
 //! that it cannot go on.
 
+use std::fmt::Display;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering};
 
 use virtio_bindings::virtio_config::{VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_NEEDS_RESET};
 use vmm_sys_util::eventfd::EventFd;
@@ -17,22 +18,27 @@ const ISR_CONFIG: u8 = 1 << 1;
 
 /// State that the transport (on vCPU threads) and the device's threads share.
 pub struct DriverLink {
+    /// The virtio device ID, for the log.
+    device: u16,
     events: Arc<[EventFd]>,
     status: AtomicU8,
     isr: AtomicU8,
     generation: AtomicU8,
+    failures: AtomicU32,
     config_vector: AtomicU16,
     queue_vectors: Box<[AtomicU16]>,
 }
 
 impl DriverLink {
-    /// A link of a device with `queues` queues, which signals `events`, one a vector.
-    pub(super) fn new(queues: usize, events: Arc<[EventFd]>) -> Self {
+    /// A link of a device with that ID and `queues` queues, which signals `events`, one a vector.
+    pub(super) fn new(device: u16, queues: usize, events: Arc<[EventFd]>) -> Self {
         Self {
+            device,
             events,
             status: AtomicU8::new(0),
             isr: AtomicU8::new(0),
             generation: AtomicU8::new(0),
+            failures: AtomicU32::new(0),
             config_vector: AtomicU16::new(NO_VECTOR),
             queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
         }
@@ -51,9 +57,17 @@ impl DriverLink {
     }
 
     /// Tells the driver that the device does nothing more until it is reset, because of what
-    /// the driver did or because the host cannot go on; `reason` is logged.
-    pub fn fail(&self, reason: &dyn std::fmt::Display) {
-        tracing::warn!(%reason, "a virtio device needs a reset");
+    /// the driver did or because the host cannot go on. Of many reasons a few are logged: a
+    /// driver can reset and fail as often as it likes.
+    pub fn fail(&self, reason: &dyn Display) {
+        let count = self
+            .failures
+            .fetch_add(1, Ordering::Relaxed)
+            .wrapping_add(1);
+        if count.is_power_of_two() {
+            let device = self.device;
+            tracing::warn!(device, %reason, count, "a virtio device needs a reset");
+        }
         if self.status.fetch_or(NEEDS_RESET, Ordering::SeqCst) & DRIVER_OK != 0 {
             self.interrupt_config();
         }

@@ -4,12 +4,11 @@ use std::io;
 
 use rustix::rand::{GetRandomFlags, getrandom};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
-use vmm_sys_util::eventfd::EventFd;
 
 use super::Memory;
 use super::device::{Activation, VirtioDevice};
 use super::queue::{self, VirtQueue};
-use super::worker::Worker;
+use super::worker::{Stop, Worker};
 use crate::poll;
 
 const QUEUE_SIZE: u16 = 64;
@@ -81,9 +80,9 @@ enum Error {
     Host(#[from] io::Error),
 }
 
-fn serve(queue: &mut VirtQueue, memory: &Memory, stop: &EventFd) -> Result<(), Error> {
+fn serve(queue: &mut VirtQueue, memory: &Memory, stop: &Stop) -> Result<(), Error> {
     let mut bytes = Vec::new();
-    while !poll::readable(stop) {
+    while !stop.is_set() {
         if let Some(chain) = queue.pop()? {
             let len = chain.writable.len().min(MAX_REQUEST);
             bytes.resize(len as usize, 0);
@@ -92,7 +91,7 @@ fn serve(queue: &mut VirtQueue, memory: &Memory, stop: &EventFd) -> Result<(), E
             queue.complete(&chain, written as u32)?;
             queue.notify()?;
         } else if !queue.enable_doorbell()? {
-            poll::wait(&[queue.doorbell(), stop], -1)?;
+            poll::wait(&[queue.doorbell(), stop.event()], -1)?;
             // "Would block": it was the stop event.
             let _ = queue.doorbell().read();
         }

@@ -330,6 +330,17 @@ impl Driver {
         event.read().expect("the device interrupts");
     }
 
+    /// Lets the device come to what was offered: until it has given back `count` chains or
+    /// given up, or for a while if it does neither.
+    pub(crate) fn settle(&self, queue: usize, count: u16) {
+        for _ in 0..1000 {
+            if self.used(queue) == count || self.status() & 0x40 != 0 {
+                return;
+            }
+            std::thread::yield_now();
+        }
+    }
+
     /// Waits until the device says that it needs a reset.
     pub(crate) fn wait_for_needs_reset(&self) {
         while self.status() & 0x40 == 0 {

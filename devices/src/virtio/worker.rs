@@ -1,27 +1,51 @@
 //! A device's thread, and how it ends.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Builder, JoinHandle};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-/// A thread that ends soon after its stop event is signalled. Dropping it waits for that.
+/// Tells a thread to end.
+pub(crate) struct Stop {
+    event: EventFd,
+    flag: Arc<AtomicBool>,
+}
+
+impl Stop {
+    /// Whether the thread is to end: cheap enough to ask before each request.
+    pub(crate) fn is_set(&self) -> bool {
+        self.flag.load(Ordering::SeqCst)
+    }
+
+    /// Becomes readable, and stays so, when the thread is to end.
+    pub(crate) fn event(&self) -> &EventFd {
+        &self.event
+    }
+}
+
+/// A thread that ends soon after it is told to. Dropping it tells it and waits.
 pub(crate) struct Worker {
-    stop: EventFd,
+    stop: Stop,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Worker {
-    /// Starts `work` on a thread of that name; `work` returns when its argument is readable.
+    /// Starts `work` on a thread of that name; `work` returns when its argument is set.
     pub(crate) fn spawn(
         name: String,
-        work: impl FnOnce(EventFd) + Send + 'static,
+        work: impl FnOnce(Stop) + Send + 'static,
     ) -> io::Result<Self> {
-        let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        let stopped = stop.try_clone()?;
-        let thread = Builder::new().name(name).spawn(move || work(stopped))?;
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        let flag = Arc::<AtomicBool>::default();
+        let theirs = Stop {
+            event: event.try_clone()?,
+            flag: Arc::clone(&flag),
+        };
+        let thread = Builder::new().name(name).spawn(move || work(theirs))?;
         Ok(Self {
-            stop,
+            stop: Stop { event, flag },
             thread: Some(thread),
         })
     }
@@ -29,12 +53,15 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
+        self.stop.flag.store(true, Ordering::SeqCst);
         // Written once and read by nobody, the counter cannot be full.
-        let _ = self.stop.write(1);
+        let _ = self.stop.event.write(1);
         if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
+            && let Err(panic) = thread.join()
+            && !std::thread::panicking()
         {
-            tracing::error!("a device's thread panicked");
+            // A bug in the thread is a bug here: it is not to be hidden by a reset.
+            std::panic::resume_unwind(panic);
         }
     }
 }

@@ -29,6 +29,7 @@ const CONFIG_LEN: usize = 60;
 pub struct BlockStats {
     read: AtomicU64,
     written: AtomicU64,
+    failures: AtomicU64,
 }
 
 impl BlockStats {
@@ -40,6 +41,18 @@ impl BlockStats {
     /// Bytes that the guest has written, zeroes by command not counted.
     pub fn written(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
+    }
+
+    /// Requests that failed on the host.
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    /// Returns how many that makes.
+    pub(super) fn add_failure(&self) -> u64 {
+        self.failures
+            .fetch_add(1, Ordering::Relaxed)
+            .saturating_add(1)
     }
 
     pub(super) fn add_read(&self, bytes: u64) {

@@ -5,6 +5,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
+use proptest::prelude::*;
+
 use super::disk::{Disk, Extent, Geometry, Plan};
 use super::{Block, BlockStats, Options};
 use crate::virtio::device::feature;
@@ -472,6 +474,7 @@ fn a_failing_disk_fails_the_request_only() {
     let mut bench = bench();
     bench.disk.fails.store(true, Ordering::SeqCst);
     assert_eq!(bench.read(0, 512).0, IOERR);
+    assert_eq!(bench.stats.failures(), 1);
     bench.disk.fails.store(false, Ordering::SeqCst);
     assert_eq!(bench.read(0, 512).0, OK);
 }
@@ -528,4 +531,44 @@ fn a_chain_with_a_status_in_a_loop_costs_the_device() {
     bench.driver.offer(0, 0);
     bench.driver.kick(0);
     bench.driver.wait_for_needs_reset();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    /// Whatever a request says, it is answered or costs the device, which a reset mends; and
+    /// nothing outside of the disk's file changes its size.
+    #[test]
+    fn any_request_is_survived(
+        kind in prop_oneof![0..16_u32, any::<u32>()],
+        sector in prop_oneof![0..SIZE / 512 + 2, any::<u64>()],
+        pieces in proptest::collection::vec(
+            (
+                prop_oneof![
+                    Just(END - 700),
+                    Just(SEAM - 700),
+                    0x50_0000..0x60_0000_u64,
+                    any::<u64>(),
+                ],
+                prop_oneof![Just(512), Just(1024), Just(16), 0..5000_u32, any::<u32>()],
+                prop_oneof![Just(0), Just(WRITE)],
+            ),
+            0..6,
+        ),
+        read_only in any::<bool>(),
+    ) {
+        let features = if read_only { FLUSH } else { FLUSH | DISCARD };
+        let mut bench = bench_with(read_only, features, Options::default());
+        let header = bench.header(kind, sector);
+        let mut pieces = pieces;
+        // Mostly in the order that is allowed.
+        pieces.sort_by_key(|&(at, _, flags)| (at % 7 != 0).then_some(flags));
+        pieces.insert(0, (header, 16, 0));
+        bench.driver.add(0, &pieces);
+        bench.driver.kick(0);
+        bench.driver.settle(0, 1);
+        bench.driver.start(FLUSH);
+        prop_assert!(bench.disk.file.metadata().unwrap().len() <= SIZE);
+        prop_assert_eq!(bench.read(0, 512).0, OK);
+    }
 }

@@ -4,7 +4,6 @@ use std::io;
 use std::sync::Arc;
 
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK};
-use vmm_sys_util::eventfd::EventFd;
 
 use super::device::BlockStats;
 use super::disk::Disk;
@@ -13,6 +12,7 @@ use super::transfer::Transfer;
 use crate::poll;
 use crate::virtio::Memory;
 use crate::virtio::queue::{self, Chain, VirtQueue};
+use crate::virtio::worker::Stop;
 
 /// Most requests completed before the driver is told of the first.
 const BATCH: u32 = 16;
@@ -41,11 +41,11 @@ pub(super) struct Service {
 
 impl Service {
     /// Serves requests until `stop` is signalled. A request that has begun is answered first.
-    pub(super) fn run(&self, queue: &mut VirtQueue, stop: &EventFd) -> Result<(), Error> {
+    pub(super) fn run(&self, queue: &mut VirtQueue, stop: &Stop) -> Result<(), Error> {
         let mut transfer = Transfer::new(&*self.disk, &self.memory);
         let mut unannounced = 0;
         queue.disable_doorbell()?;
-        while !poll::readable(stop) {
+        while !stop.is_set() {
             if let Some(chain) = queue.pop()? {
                 let len = self.serve(&chain, queue, &mut transfer)?;
                 queue.complete(&chain, len)?;
@@ -61,7 +61,7 @@ impl Service {
                 unannounced = 0;
             }
             if !queue.enable_doorbell()? {
-                poll::wait(&[queue.doorbell(), stop], -1)?;
+                poll::wait(&[queue.doorbell(), stop.event()], -1)?;
                 // "Would block": it was the stop event.
                 let _ = queue.doorbell().read();
             }
@@ -90,7 +90,7 @@ impl Service {
                 match self.execute(&operation, transfer) {
                     Ok(()) => VIRTIO_BLK_S_OK as u8,
                     Err(error) => {
-                        tracing::warn!(%error, ?operation, "disk request failed");
+                        self.report(&error, &operation);
                         VIRTIO_BLK_S_IOERR as u8
                     }
                 }
@@ -103,6 +103,14 @@ impl Service {
         request.status.write(&self.memory, 0, &[status])?;
         // The queue keeps chains below 4 GiB.
         Ok(chain.writable.len() as u32)
+    }
+
+    /// A full or broken disk fails every request: of many failures a few are told.
+    fn report(&self, error: &io::Error, operation: &Operation) {
+        let count = self.stats.add_failure();
+        if count.is_power_of_two() {
+            tracing::warn!(%error, ?operation, count, "disk request failed");
+        }
     }
 
     fn execute(&self, operation: &Operation, transfer: &mut Transfer<'_>) -> io::Result<()> {

@@ -5,7 +5,6 @@ use std::io;
 use std::sync::Arc;
 
 use vm_memory::GuestMemoryError;
-use vmm_sys_util::eventfd::EventFd;
 
 use super::control::{self, FromDriver, ToDriver};
 use super::hub::{HostPort, Hub, Size};
@@ -15,6 +14,7 @@ use crate::virtio::Memory;
 use crate::virtio::device::Activation;
 use crate::virtio::link::DriverLink;
 use crate::virtio::queue::{self, Chain, VirtQueue};
+use crate::virtio::worker::Stop;
 
 /// Bytes copied from guest memory at a time.
 const COPY: usize = 64 << 10;
@@ -97,8 +97,8 @@ impl Service {
     }
 
     /// Serves the queues until `stop` is signalled, then takes over what output is left.
-    pub(super) fn run(&mut self, stop: &EventFd) -> Result<(), Error> {
-        while !poll::readable(stop) {
+    pub(super) fn run(&mut self, stop: &Stop) -> Result<(), Error> {
+        while !stop.is_set() {
             self.begin_drain()?;
             let more = self.turn()?;
             self.finish_drain()?;
@@ -126,7 +126,7 @@ impl Service {
         Ok(more)
     }
 
-    fn wait(&self, stop: &EventFd) -> Result<(), Error> {
+    fn wait(&self, stop: &Stop) -> Result<(), Error> {
         let queues = self
             .sessions
             .iter()
@@ -136,7 +136,7 @@ impl Service {
             .flatten();
         let mut events: Vec<_> = queues.map(VirtQueue::doorbell).collect();
         events.push(&self.hub.wake);
-        events.push(stop);
+        events.push(stop.event());
         poll::wait(&events, -1)?;
         for event in events.iter().take(events.len() - 1) {
             // "Would block" says that it was another.

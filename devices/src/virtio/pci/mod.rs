@@ -74,7 +74,11 @@ impl VirtioPci {
         let mut configuration = Configuration::new(&identity);
         let capabilities = layout::describe(&mut configuration, &msix, queues, config)
             .map_err(|error: configuration::Error| io::Error::other(error))?;
-        let link = Arc::new(DriverLink::new(queues, Arc::clone(msix.events())));
+        let link = Arc::new(DriverLink::new(
+            device.id(),
+            queues,
+            Arc::clone(msix.events()),
+        ));
         let doorbell = |_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
         let doorbells: Arc<[EventFd]> = (0..queues).map(doorbell).collect::<io::Result<_>>()?;
         let common = Common::new(

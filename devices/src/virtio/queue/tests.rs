@@ -136,6 +136,7 @@ proptest! {
         }
         driver.set_available(0, index);
         driver.kick(0);
+        driver.settle(0, index);
         driver.start(EVENT_IDX);
         let at = driver.alloc(8);
         driver.add(0, &[(at, 8, WRITE)]);
