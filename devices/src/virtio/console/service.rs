@@ -11,6 +11,7 @@ use super::hub::{HostPort, Hub, Size};
 use super::output::{LAST_LIMIT, LIMIT};
 use crate::poll;
 use crate::virtio::Memory;
+use crate::virtio::buffers::Buffers;
 use crate::virtio::device::Activation;
 use crate::virtio::link::DriverLink;
 use crate::virtio::queue::{self, Chain, VirtQueue};
@@ -275,8 +276,8 @@ impl Service {
         Ok(sent)
     }
 
-    /// Takes the guest's output, as long as less than `limit` bytes are held; true if there is
-    /// more that could be taken at once.
+    /// Takes the guest's output, at most `limit` bytes of it and as long as less than that are
+    /// held; true if there is more that could be taken at once.
     fn transmit(&mut self, index: usize, limit: usize) -> Result<bool, Error> {
         let (Some(session), Some(port)) = (self.sessions.get_mut(index), self.hub.ports.get(index))
         else {
@@ -287,6 +288,7 @@ impl Service {
         };
         let mut completed = false;
         let mut more = true;
+        let mut budget = limit as u64;
         for _ in 0..queue.size() {
             let (chain, done) = match session.current.take() {
                 Some(current) => current,
@@ -298,10 +300,12 @@ impl Service {
                     }
                 },
             };
-            let done = send(port, &chain, done, limit, &self.memory, &mut self.copy)?;
-            if done < chain.readable.len() {
-                session.current = Some((chain, done));
-                more = false;
+            let data = chain.readable.part(done, budget);
+            let sent = send(port, &data, limit, &self.memory, &mut self.copy)?;
+            budget -= sent;
+            if done + sent < chain.readable.len() {
+                session.current = Some((chain, done + sent));
+                more = sent == data.len();
                 break;
             }
             queue.complete(&chain, 0)?;
@@ -391,23 +395,23 @@ impl Service {
     }
 }
 
-/// Passes on what there is room for of `chain` from byte `done`; returns how much is done then.
+/// Passes on as much of `data` as there is room for; returns how much that is.
 fn send(
     port: &HostPort,
-    chain: &Chain,
-    mut done: u64,
+    data: &Buffers,
     limit: usize,
     memory: &Memory,
     copy: &mut Vec<u8>,
 ) -> Result<u64, Error> {
-    let len = chain.readable.len();
+    let len = data.len();
+    let mut done = 0;
     while done < len {
         let room = port.output.room(limit).min(COPY);
         if room == 0 {
             break;
         }
         copy.resize(room.min((len - done) as usize), 0);
-        done += chain.readable.read(memory, done, copy)? as u64;
+        done += data.read(memory, done, copy)? as u64;
         port.output.push(copy);
     }
     Ok(done)
