@@ -51,7 +51,7 @@ pub(super) fn throwaway(
         // Nobody will ever look for it.
         None => base.path.to_string_lossy().into_owned(),
     };
-    fill(&*storage, &base, name, wanted)?;
+    fill(&base.path, storage.clone(), &base, name, wanted)?;
     let label = PathBuf::from(format!("the throwaway overlay of {}", base.path.display()));
     let image = Image::open_over(&label, storage, &wanted.options(), Some(base.image))?;
     Ok((image, handle))
@@ -85,12 +85,18 @@ fn make(path: &Path, base: &Base, wanted: &Wanted) -> Result<Arc<dyn Storage>, E
     // Locked before anyone else can see it.
     lock(new.file(), Use::Write).map_err(|error| failed(io::Error::other(error)))?;
     let storage = Arc::new(FileStorage::new(new.try_clone().map_err(failed)?));
-    fill(&*storage, base, backing_name(&base.path, path)?, wanted)?;
+    fill(path, storage.clone(), base, backing_name(&base.path, path)?, wanted)?;
     new.publish(path).map_err(failed)?;
     Ok(storage)
 }
 
-fn fill(storage: &dyn Storage, base: &Base, name: String, wanted: &Wanted) -> Result<(), Error> {
+fn fill(
+    path: &Path,
+    storage: Arc<dyn Storage>,
+    base: &Base,
+    name: String,
+    wanted: &Wanted,
+) -> Result<(), Error> {
     let of_base = base.image.size();
     let size = wanted.size.unwrap_or(of_base);
     if size < of_base {
@@ -104,7 +110,7 @@ fn fill(storage: &dyn Storage, base: &Base, name: String, wanted: &Wanted) -> Re
         backing: Some((name, base.format)),
         ..CreateOptions::new(size)
     };
-    Ok(create(storage, &options)?)
+    Ok(create(path, storage, &options)?)
 }
 
 /// Checks that the overlay at `path` is one of this base, before anything is written to it.
