@@ -12,6 +12,8 @@ use crate::irq::IrqLine;
 
 /// Number of ports.
 pub const LEN: u64 = 8;
+/// Offset of the modem control register, which turns loopback mode on and off.
+const MODEM_CONTROL: u64 = 4;
 
 /// A shared interrupt line in the shape that `vm-superio` wants.
 struct Line(Arc<dyn IrqLine>);
@@ -81,8 +83,9 @@ impl Serial {
         self.uart().fifo_capacity()
     }
 
-    /// Readable (and non-blocking) once the guest has emptied a receive queue that held input:
-    /// what a thread waits for when [`Self::enqueue`] took less than it was given.
+    /// Readable (and non-blocking) once the guest has emptied a receive queue that held input,
+    /// or may have left loopback mode: what a thread waits for when [`Self::enqueue`] took less
+    /// than it was given.
     pub fn drained(&self) -> &EventFd {
         &self.drained
     }
@@ -107,6 +110,10 @@ impl BusDevice for Serial {
         };
         if let Err(error) = self.uart().write(offset, value) {
             tracing::debug!(%error, "serial port");
+        }
+        if u64::from(offset) == MODEM_CONTROL {
+            // Out of loopback mode there is room again. Fails only when the counter is full.
+            let _ = self.drained.write(1);
         }
     }
 }

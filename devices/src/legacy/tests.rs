@@ -123,6 +123,17 @@ fn serial_receives_with_interrupt_and_bound() {
 }
 
 #[test]
+fn serial_tells_when_loopback_ends() {
+    let (serial, _output, _irq) = serial();
+    serial.write(4, &[0x10]);
+    assert_eq!(serial.enqueue(b"x").unwrap(), 0);
+    let _ = serial.drained().read();
+    serial.write(4, &[0]);
+    assert!(serial.drained().read().is_ok());
+    assert_eq!(serial.enqueue(b"x").unwrap(), 1);
+}
+
+#[test]
 fn serial_survives_a_broken_output() {
     struct Broken;
     impl Write for Broken {
