@@ -22,9 +22,9 @@ fn an_entry_is_made_once() {
             scope.spawn(|| {
                 let entry = cache(&folder).entry("x", "x", |recipe| {
                     made.fetch_add(1, Ordering::Relaxed);
-                    recipe.run(
-                        recipe.shell("echo half > \"$OUT/a\"; sleep 0.1; echo > \"$OUT/b\""),
-                    )?;
+                    fs::write(recipe.out.join("a"), "a").unwrap();
+                    std::thread::yield_now();
+                    fs::write(recipe.out.join("b"), "b").unwrap();
                     Ok(())
                 });
                 assert!(entry.unwrap().join("b").is_file());
@@ -87,9 +87,11 @@ fn what_a_killed_process_left_is_removed_and_made_anew() {
     if let Some(folder) = std::env::var_os(FOLDER) {
         let cache = Cache::new(folder.into(), Progress::Silent);
         let _ = cache.entry("x", "x", |recipe| {
-            println!("making");
-            recipe.run(recipe.shell("echo half > \"$OUT/half\"; echo > ../ready; sleep 1000"))?;
-            Ok(())
+            fs::write(recipe.out.join("half"), "half").unwrap();
+            fs::write(recipe.work.join("ready"), "").unwrap();
+            loop {
+                std::thread::park();
+            }
         });
         return;
     }
@@ -106,7 +108,7 @@ fn what_a_killed_process_left_is_removed_and_made_anew() {
         .spawn()
         .unwrap();
     let half_made = cache.folder().join(".making/x");
-    while !half_made.join("ready").exists() {
+    while !half_made.join("work/ready").exists() {
         assert!(
             other.try_wait().unwrap().is_none(),
             "the other process has ended"
