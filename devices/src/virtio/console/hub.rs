@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::Port;
+use super::blocking::wait;
 use super::input::Input;
-use super::output::{Output, wait};
+use super::output::Output;
 
 /// The host's side of a port. It outlives resets of the device.
 pub(super) struct HostPort {

@@ -8,7 +8,7 @@ use rustix::event::PollFlags;
 use rustix::io::Errno;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::output::{ready, tail};
+use super::blocking::{ready, tail};
 
 /// Most bytes in one read(2), and most that are held.
 const CHUNK: usize = 64 << 10;

@@ -10,6 +10,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
+mod blocking;
 mod control;
 mod device;
 mod hub;

@@ -2,17 +2,18 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Builder;
 use std::time::Instant;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::OnBroken;
+use super::blocking::{ready, tail, wait};
 
 /// Bytes that are held before the guest has to wait.
 pub(super) const LIMIT: usize = 256 << 10;
@@ -204,29 +205,6 @@ impl Output {
     }
 }
 
-/// Waits for a change; `None` if `deadline` has passed.
-pub(super) fn wait<'a, T>(
-    changed: &Condvar,
-    guard: MutexGuard<'a, T>,
-    deadline: Option<Instant>,
-) -> Option<MutexGuard<'a, T>> {
-    let Some(deadline) = deadline else {
-        return Some(changed.wait(guard).unwrap_or_else(PoisonError::into_inner));
-    };
-    let left = deadline.checked_duration_since(Instant::now())?;
-    Some(
-        changed
-            .wait_timeout(guard, left)
-            .unwrap_or_else(PoisonError::into_inner)
-            .0,
-    )
-}
-
-/// The last part of a dotted name: threads have short ones.
-pub(super) fn tail(name: &str) -> &str {
-    name.rsplit('.').next().unwrap_or(name)
-}
-
 fn write_all(fd: &OwnedFd, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match rustix::io::write(fd, bytes) {
@@ -239,12 +217,4 @@ fn write_all(fd: &OwnedFd, mut bytes: &[u8]) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Waits until `fd` is ready for `what`.
-pub(super) fn ready(fd: &OwnedFd, what: PollFlags) -> io::Result<()> {
-    match poll(&mut [PollFd::from_borrowed_fd(fd.as_fd(), what)], None) {
-        Ok(_) | Err(Errno::INTR) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
 }
