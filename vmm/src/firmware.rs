@@ -19,8 +19,15 @@ const NMI: u32 = 4 << 8;
 
 /// Prepares a vCPU whose CPUID is set.
 pub fn prepare(fd: &VcpuFd) -> Result<(), Error> {
-    let msrs = [(MISC_ENABLE, MISC_ENABLE_FAST_STRING), (MTRR_DEF_TYPE, MTRR_WRITE_BACK)]
-        .map(|(index, data)| kvm_msr_entry { index, data, ..Default::default() });
+    let msrs = [
+        (MISC_ENABLE, MISC_ENABLE_FAST_STRING),
+        (MTRR_DEF_TYPE, MTRR_WRITE_BACK),
+    ]
+    .map(|(index, data)| kvm_msr_entry {
+        index,
+        data,
+        ..Default::default()
+    });
     let msrs = Msrs::from_entries(&msrs).map_err(|_| Error::new(libc::EINVAL))?;
     fd.set_msrs(&msrs)?;
 

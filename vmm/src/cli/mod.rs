@@ -14,6 +14,7 @@ use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use tracing::level_filters::LevelFilter;
 
 use crate::report::{Outcome, Report, chain, status};
+use crate::session;
 
 /// Boots Linux guests on KVM in milliseconds, on copy-on-write disks.
 #[derive(Parser, Debug)]
@@ -68,7 +69,7 @@ pub fn main() -> ExitCode {
         Command::Run(run) => {
             let dashes = args.last().is_some_and(|last| last == "--");
             let (report, path) = match run.into_config(dashes) {
-                Ok(config) => (run::run(&config), config.report),
+                Ok(config) => (session::run(&config), config.report),
                 Err(error) => (Outcome::Usage(error.to_string()).into(), report_path(&args)),
             };
             finish(&report, path)

@@ -10,7 +10,6 @@ use clap::{Args, value_parser};
 use super::{disk_option, value};
 use crate::config::{self, Cmdline, Copy, Disk, Overlay, Overlays, Root};
 use crate::layout::MAX_CPUS;
-use crate::report::{Outcome, Report};
 
 /// Boot a guest; with a COMMAND, run that in it and end with its status.
 ///
@@ -33,7 +32,7 @@ pub(super) struct RunArgs {
     kernel: Option<PathBuf>,
 
     /// Give the kernel this initrd
-    #[arg(long, value_name = "FILE", requires = "kernel", help_heading = "Guest")]
+    #[arg(long, value_name = "FILE", help_heading = "Guest")]
     initrd: Option<PathBuf>,
 
     /// Append to the default kernel command line
@@ -244,13 +243,6 @@ fn root(
         (None, None) if has_kernel => Ok(Root::None),
         (None, overlay) => Ok(Root::Default(overlay.unwrap_or(Overlay::Throwaway))),
     }
-}
-
-/// Runs it to its end.
-pub(super) fn run(config: &config::Run) -> Report {
-    let _ = config;
-    // The seam: crate::session::run(config).
-    Outcome::VmmError("running guests is not wired up in this build".to_owned()).into()
 }
 
 const AFTER_HELP: &str = "\

@@ -129,7 +129,10 @@ pub enum Error {
 
 impl Error {
     fn open(path: &Path, source: io::Error) -> Self {
-        Self::Open { path: path.to_path_buf(), source }
+        Self::Open {
+            path: path.to_path_buf(),
+            source,
+        }
     }
 }
 
@@ -172,9 +175,10 @@ enum Kind {
 pub fn open(run: &Run, default_root: Option<&Path>) -> Result<Disks, Error> {
     let root = match (&run.root, default_root) {
         (Root::Image(disk), _) => Some(disk.clone()),
-        (Root::Default(overlay), Some(path)) => {
-            Some(Disk { overlay: overlay.clone(), ..Disk::new(path) })
-        }
+        (Root::Default(overlay), Some(path)) => Some(Disk {
+            overlay: overlay.clone(),
+            ..Disk::new(path)
+        }),
         (Root::Default(_), None) | (Root::None, _) => None,
     };
     let mut keep = run.overlays.keep.as_deref();
@@ -193,17 +197,24 @@ pub fn open(run: &Run, default_root: Option<&Path>) -> Result<Disks, Error> {
     if keep.is_some() {
         return Err(Error::NothingToKeep);
     }
-    Ok(Disks { opened, keep: run.overlays.keep.clone() })
+    Ok(Disks {
+        opened,
+        keep: run.overlays.keep.clone(),
+    })
 }
 
 fn open_one(disk: &Disk, overlays: &Overlays, keep: Option<&Path>) -> Result<Opened, Error> {
-    let wanted = Wanted { size: disk.size, max_size: overlays.max_size };
+    let wanted = Wanted {
+        size: disk.size,
+        max_size: overlays.max_size,
+    };
     let (image, overlay) = match &disk.overlay {
         _ if disk.read_only => (base::open(disk, Use::Read)?.image, Kind::None),
         Overlay::Direct => (base::open(disk, Use::Write)?.image, Kind::None),
-        Overlay::At(path) => {
-            (overlay::at(base::open(disk, Use::Read)?, path, &wanted)?, Kind::Named)
-        }
+        Overlay::At(path) => (
+            overlay::at(base::open(disk, Use::Read)?, path, &wanted)?,
+            Kind::Named,
+        ),
         Overlay::Throwaway => {
             let folder = overlays.folder.clone().unwrap_or_else(default_folder);
             let base = base::open(disk, Use::Read)?;
@@ -211,7 +222,10 @@ fn open_one(disk: &Disk, overlays: &Overlays, keep: Option<&Path>) -> Result<Ope
             (image, Kind::Throwaway(file))
         }
     };
-    Ok(Opened { disk: Arc::new(ImageDisk::new(image, disk.serial.clone())), overlay })
+    Ok(Opened {
+        disk: Arc::new(ImageDisk::new(image, disk.serial.clone())),
+        overlay,
+    })
 }
 
 /// The folder of throwaway overlays: `$TMPDIR`, else `/var/tmp`, which unlike `/tmp` is on a

@@ -85,7 +85,13 @@ fn make(path: &Path, base: &Base, wanted: &Wanted) -> Result<Arc<dyn Storage>, E
     // Locked before anyone else can see it.
     lock(new.file(), Use::Write).map_err(|error| failed(io::Error::other(error)))?;
     let storage = Arc::new(FileStorage::new(new.try_clone().map_err(failed)?));
-    fill(path, storage.clone(), base, backing_name(&base.path, path)?, wanted)?;
+    fill(
+        path,
+        storage.clone(),
+        base,
+        backing_name(&base.path, path)?,
+        wanted,
+    )?;
     new.publish(path).map_err(failed)?;
     Ok(storage)
 }

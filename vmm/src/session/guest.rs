@@ -1,0 +1,118 @@
+//! What boots: the kernel, the initrd and the command line that a configuration comes to.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use cowshed_guest_images::{Builder, Kernel, Progress, initramfs};
+
+use crate::boot::Source;
+use crate::config::{self, Cmdline, Root};
+use crate::fallback;
+use crate::host::Virtualization;
+
+/// What every kernel is told: the console, to end the machine by the keyboard controller's reset
+/// (which is there without ACPI, too), and to do so at once when it panics.
+const ARGUMENTS: &str = "console=ttyS0 reboot=k panic=-1 quiet";
+
+/// Why there is nothing to boot.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("cannot open {}", .0.display())]
+    Open(PathBuf, #[source] io::Error),
+    #[error(transparent)]
+    Build(#[from] cowshed_guest_images::Error),
+}
+
+/// What boots.
+pub(super) struct Guest {
+    kernel: File,
+    initrd: Option<File>,
+    init: Option<Vec<u8>>,
+    /// The kernel command line.
+    pub(super) cmdline: String,
+    /// The default guest's root image, if that is what boots.
+    pub(super) root: Option<PathBuf>,
+}
+
+/// Opens what the configuration names and makes what it leaves to us.
+pub(super) fn prepare(config: &config::Run, host: Virtualization) -> Result<Guest, Error> {
+    let builder = Builder::new(Progress::to_stderr())?;
+    let (kernel, own_initrd) = match &config.kernel {
+        Some(path) => (path.clone(), None),
+        None => {
+            let files = builder.kernel(match host {
+                Virtualization::Hardware => Kernel::DebianCloud,
+                Virtualization::Emulated => Kernel::Small,
+            })?;
+            (files.kernel, files.initrd)
+        }
+    };
+    let root = match config.root {
+        Root::Default(_) => Some(builder.root_image()?),
+        Root::Image(_) | Root::None => None,
+    };
+    let initrd = config.initrd.clone().or(own_initrd);
+    let init = config
+        .command
+        .as_ref()
+        .map(|_| builder.init())
+        .transpose()?;
+    Ok(Guest {
+        kernel: open(&kernel)?,
+        initrd: initrd.as_deref().map(open).transpose()?,
+        init: init.map(|program| initramfs(&program)),
+        cmdline: cmdline(config, host),
+        root,
+    })
+}
+
+impl Guest {
+    pub(super) fn kernel(&self) -> Source<'_> {
+        Source::File(&self.kernel)
+    }
+
+    /// Our archive comes last: of two files of one name the kernel keeps the later.
+    pub(super) fn initrd(&self) -> Vec<Source<'_>> {
+        let file = self.initrd.as_ref().map(Source::File);
+        file.into_iter()
+            .chain(self.init.as_deref().map(Source::Bytes))
+            .collect()
+    }
+}
+
+fn open(path: &Path) -> Result<File, Error> {
+    File::open(path).map_err(|source| Error::Open(path.to_path_buf(), source))
+}
+
+fn cmdline(config: &config::Run, host: Virtualization) -> String {
+    let emulated = host == Virtualization::Emulated;
+    match &config.cmdline {
+        Cmdline::Replace(whole) => {
+            for argument in fallback::REQUIRED_ARGUMENTS {
+                if emulated && !whole.contains(argument) {
+                    tracing::warn!(
+                        "this host runs the guest's kernel in an emulator: without {argument} on \
+                         its command line it may not boot"
+                    );
+                }
+            }
+            whole.clone()
+        }
+        Cmdline::Append(more) => {
+            let mut line = ARGUMENTS.to_owned();
+            if emulated {
+                line = format!("{line} {}", fallback::KERNEL_ARGUMENTS);
+            }
+            match &config.root {
+                Root::Image(disk) if disk.read_only => line.push_str(" root=/dev/vda ro"),
+                Root::Image(_) | Root::Default(_) => line.push_str(" root=/dev/vda rw"),
+                Root::None => {}
+            }
+            if !more.is_empty() {
+                line = format!("{line} {more}");
+            }
+            line
+        }
+    }
+}

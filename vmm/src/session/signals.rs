@@ -1,0 +1,45 @@
+//! Signals to the program become events of the run.
+
+use std::io;
+use std::thread;
+
+use libc::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+
+/// The signals that are passed on or end the run in good order.
+const FORWARDED: [libc::c_int; 4] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT];
+
+/// From now on `tell` hears the number of each such signal, on a thread of its own. Call it
+/// before any other thread is made: a thread that does not block them would be killed by them.
+pub(super) fn forward(tell: impl Fn(u8) + Send + 'static) -> io::Result<()> {
+    let set = blocked_set()?;
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            loop {
+                let mut number = 0;
+                // SAFETY: both point to values of this thread.
+                if unsafe { libc::sigwait(&raw const set, &raw mut number) } != 0 {
+                    return;
+                }
+                tell(u8::try_from(number).unwrap_or_default());
+            }
+        })?;
+    Ok(())
+}
+
+fn blocked_set() -> io::Result<libc::sigset_t> {
+    let mut set = std::mem::MaybeUninit::uninit();
+    // SAFETY: `sigemptyset` initialises what it is given.
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    // SAFETY: initialised just now.
+    let mut set = unsafe { set.assume_init() };
+    for signal in FORWARDED {
+        // SAFETY: a set of this function and a signal that exists.
+        unsafe { libc::sigaddset(&raw mut set, signal) };
+    }
+    // SAFETY: the set is initialised; nobody asks for the old one.
+    match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) } {
+        0 => Ok(set),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
