@@ -248,7 +248,7 @@ def main():
         disk = Guest(work, None)
         subprocess.run(["qemu-img", "create", "-qf", "qcow2", disk.qcow2, "64M"], check=True)
         subprocess.run(["qemu-img", "create", "-qf", "raw", disk.raw, "64M"], check=True)
-        bare = ["-no-pie", "-Wl,-Ttext=0x100000", "-Wl,-z,max-page-size=0x1000"]
+        bare = ["-no-pie", "-Wl,-Ttext=0x200000", "-Wl,-z,max-page-size=0x1000"]
         hello = Guest(work, build(work, "guest.S", "hello", *bare))
         idle = Guest(work, build(work, "guest.S", "idle", "-DIDLE", *bare))
 
