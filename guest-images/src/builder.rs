@@ -1,6 +1,6 @@
 //! What this crate makes, by name.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::cache::Cache;
 use crate::{Error, Kernel, KernelFiles, Progress, kernel, programs, root_image};
@@ -33,6 +33,12 @@ impl Builder {
         Self {
             cache: Cache::new(folder, progress),
         }
+    }
+
+    /// The cache folder. It need not be there yet.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.cache.folder()
     }
 
     /// A guest kernel.

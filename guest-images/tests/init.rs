@@ -4,11 +4,17 @@
 
 mod qemu;
 
+use std::convert::Infallible;
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::os::fd::AsFd;
 
-use cowshed_guest_protocol::{Failure, FromGuest, Start, ToGuest, VERSION};
+use cowshed_guest_images::Kernel;
+use cowshed_guest_protocol::files::{Receiver, send_tree};
+use cowshed_guest_protocol::{Failure, FromGuest, Item, Start, ToGuest, VERSION};
 use qemu::{Guest, kernel_and_disk};
+use tempfile::TempDir;
 
 fn started(argv: &[&'static str], env: &[&'static str], cwd: &'static str) -> Guest {
     let (kernel, disk) = kernel_and_disk();
@@ -78,4 +84,127 @@ fn a_command_that_is_not_there_is_an_error_of_its_own() {
         });
         guest.end();
     }
+}
+
+#[test]
+fn streams_can_be_opened_again_and_the_devices_are_there() {
+    let script = "echo out >/dev/stdout; echo err >/dev/stderr; cat /dev/stdin; \
+        ls -d /dev/null /proc/1 /sys/class /dev/pts/ptmx /dev/shm /run; ping -c1 -q 127.0.0.1 \
+        >/dev/null && echo loopback";
+    let mut guest = started(&["sh", "-c", script], &[], "");
+    guest.hear(|said| assert_eq!(said, FromGuest::Started));
+    guest.stdin.write_all(b"in\n").unwrap();
+    guest.stdin.shutdown(Shutdown::Write).unwrap();
+    guest.hear(|said| assert_eq!(said, FromGuest::Exited { code: 0 }));
+    let expected =
+        "out\nin\n/dev/null\n/dev/pts/ptmx\n/dev/shm\n/proc/1\n/run\n/sys/class\nloopback\n";
+    assert_eq!(
+        String::from_utf8(read(&mut guest.stdout)).unwrap(),
+        expected
+    );
+    assert_eq!(read(&mut guest.stderr), b"err\n");
+    guest.end();
+}
+
+#[test]
+fn what_a_command_leaves_behind_ends_with_it_and_its_output_arrives() {
+    // One that SIGTERM ends, which says so, and one that it does not.
+    let script = "sh -c 'trap \"echo bye; exit\" TERM; echo a; while :; do sleep 1; done' & \
+        sh -c 'trap \"\" TERM; echo b; while :; do sleep 1; done' & read a; read b; kill -9 $$";
+    let script = format!("mkfifo /tmp/f; exec 3<>/tmp/f; ({script}) <&3 | tee /tmp/f; echo last");
+    let mut guest = started(&["sh", "-c", Box::leak(script.into_boxed_str())], &[], "");
+    guest.hear(|said| assert_eq!(said, FromGuest::Started));
+    guest.hear(|said| assert_eq!(said, FromGuest::Exited { code: 0 }));
+    guest.end();
+}
+
+#[test]
+fn trees_go_in_and_out() {
+    let (kernel, disk) = kernel_and_disk();
+    let mut guest = Guest::boot(&kernel, Some(&disk), "root=/dev/vda");
+    guest.hear(|said| assert_eq!(said, FromGuest::Hello { version: VERSION }));
+    let folder = TempDir::new().unwrap();
+    let data: Vec<u8> = (0..100_000u32).map(|number| (number % 253) as u8).collect();
+    std::fs::create_dir(folder.path().join("tree")).unwrap();
+    std::fs::write(folder.path().join("tree/data"), &data).unwrap();
+    guest.tell(&ToGuest::CopyIn {
+        destination: b"/tmp",
+        name: b"tree",
+    });
+    let here = File::open(folder.path()).unwrap();
+    let mut sink = |item: Item<'_>| {
+        guest.tell(&ToGuest::Item(item));
+        Ok::<(), Infallible>(())
+    };
+    send_tree(here.as_fd(), b"tree", &mut sink).unwrap();
+    for source in ["/tmp/tree", "/absent"] {
+        guest.tell(&ToGuest::CopyOut {
+            source: source.as_bytes(),
+        });
+    }
+    let script = b"cat /tmp/tree/data >/tmp/tree/copy; mkfifo /tmp/tree/fifo";
+    let argv = vec![&b"sh"[..], b"-c", script];
+    guest.tell(&ToGuest::Start(Start {
+        argv,
+        ..Start::default()
+    }));
+    guest.hear(|said| assert_eq!(said, FromGuest::Started));
+    let mut receiver = Receiver::new(here.into(), b"out", b"tree", u64::MAX);
+    let mut skipped = false;
+    while !guest.hear(|said| match said {
+        FromGuest::Item(item) => {
+            skipped |= item == Item::Skipped { name: b"fifo" };
+            receiver.item(item).unwrap()
+        }
+        other => panic!("{other:?}"),
+    }) {}
+    assert!(skipped);
+    assert!(std::fs::read(folder.path().join("out/copy")).unwrap() == data);
+    guest.hear(|said| match said {
+        FromGuest::Item(Item::Failed { message }) => assert!(message.contains("/absent")),
+        other => panic!("{other:?}"),
+    });
+    guest.hear(|said| assert_eq!(said, FromGuest::Exited { code: 0 }));
+    guest.end();
+}
+
+#[test]
+fn without_a_disk_the_command_runs_in_the_initramfs() {
+    let (kernel, _) = kernel_and_disk();
+    let mut guest = Guest::boot(&kernel, None, "");
+    guest.hear(|said| assert_eq!(said, FromGuest::Hello { version: VERSION }));
+    let destination = b"/hello";
+    guest.tell(&ToGuest::CopyIn {
+        destination,
+        name: b"",
+    });
+    let busybox = File::open("/bin").unwrap();
+    let mut sink = |item: Item<'_>| {
+        guest.tell(&ToGuest::Item(item));
+        Ok::<(), Infallible>(())
+    };
+    send_tree(busybox.as_fd(), b"busybox", &mut sink).unwrap();
+    guest.tell(&ToGuest::Start(Start {
+        argv: vec![b"/hello", b"false"],
+        ..Start::default()
+    }));
+    guest.hear(|said| assert!(matches!(said, FromGuest::Error { .. } | FromGuest::Started)));
+    guest.hear(|said| assert!(matches!(said, FromGuest::Exited { .. })));
+    guest.end();
+}
+
+#[test]
+fn debians_kernel_has_its_modules_loaded() {
+    let (_, disk) = kernel_and_disk();
+    let kernel = qemu::builder().kernel(Kernel::DebianCloud).unwrap();
+    let mut guest = Guest::boot(&kernel, Some(&disk), "root=/dev/vda");
+    guest.hear(|said| assert_eq!(said, FromGuest::Hello { version: VERSION }));
+    let argv = vec![&b"sh"[..], b"-c", b"grep -c virtio /proc/modules; exit 7"];
+    guest.tell(&ToGuest::Start(Start {
+        argv,
+        ..Start::default()
+    }));
+    guest.hear(|said| assert_eq!(said, FromGuest::Started));
+    guest.hear(|said| assert_eq!(said, FromGuest::Exited { code: 7 }));
+    guest.end();
 }

@@ -126,6 +126,11 @@ impl Cache {
         }
     }
 
+    /// Whether nothing waits to be written.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.unclean == 0
+    }
+
     /// Whether half of the bound is not clean, so that it is time to flush.
     pub(crate) fn is_strained(&self) -> bool {
         self.unclean > self.capacity / 2

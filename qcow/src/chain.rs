@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::image::Backing;
 use crate::layer::{Layer, Raw};
 use crate::options::OpenOptions;
-use crate::qcow2::{MAX_CHAIN_L1_BYTES, Qcow2};
+use crate::qcow2::Qcow2;
 use crate::storage::{Identity, Storage};
 
 /// Files in a chain, at most.
@@ -86,7 +86,14 @@ pub(crate) fn open(
             .map_err(Error::io(&path, || "get the inode of".into()))?;
         let looped = identity.is_some_and(|identity| identities.contains(&identity));
         identities.extend(identity);
-        let (layer, backing) = open_layer(&path, storage, format, writable, &mut budget)?;
+        let (layer, backing) = open_layer(
+            &path,
+            storage,
+            format,
+            writable,
+            options.max_file_size,
+            &mut budget,
+        )?;
         layers.push(layer);
         if layers.len() == 1 {
             recorded.clone_from(&backing);
@@ -127,19 +134,23 @@ pub(crate) fn open(
 /// What the files of a chain share of memory.
 pub(crate) struct Budget {
     cache: usize,
-    l1: u64,
+    /// Bytes that are left for L1 tables, which are in memory whole.
+    pub(crate) l1: u64,
 }
 
 impl Budget {
+    /// What the L1 tables of a chain may take together.
+    pub(crate) const L1_BYTES: u64 = 256 << 20;
+
     pub(crate) fn new(options: &OpenOptions) -> Self {
         Budget {
             cache: options.cache_bytes,
-            l1: MAX_CHAIN_L1_BYTES,
+            l1: Self::L1_BYTES,
         }
     }
 
     /// Half of what is left, so that the top image has the most.
-    fn next_cache(&mut self) -> usize {
+    pub(crate) fn next_cache(&mut self) -> usize {
         self.cache /= 2;
         self.cache.max(LEAST_CACHE_BYTES)
     }
@@ -151,13 +162,13 @@ pub(crate) fn open_layer(
     storage: Arc<dyn Storage>,
     format: Format,
     writable: bool,
+    max_file_size: Option<u64>,
     budget: &mut Budget,
 ) -> Result<(Layer, Option<Backing>)> {
     match format {
         Format::Raw => Ok((Layer::Raw(Raw::open(path, storage, writable)?), None)),
         Format::Qcow2 => {
-            let cache = budget.next_cache();
-            let qcow2 = Qcow2::open(path, storage, writable, cache, &mut budget.l1)?;
+            let qcow2 = Qcow2::open(path, storage, writable, max_file_size, budget)?;
             let backing = qcow2.header.backing.clone();
             Ok((Layer::Qcow2(Box::new(qcow2)), backing))
         }

@@ -7,7 +7,7 @@ use crate::chain::Format;
 use crate::compress::Method;
 use crate::image::Backing;
 
-pub(crate) use parse::{Refusal, read};
+pub(crate) use parse::read;
 
 /// Bit 0 of the incompatible features: refcounts are not to be trusted.
 pub(crate) const DIRTY: u64 = 1 << 0;
@@ -22,7 +22,9 @@ pub(crate) const MAX_L1_BYTES: u64 = 32 << 20;
 /// Largest refcount table in bytes.
 pub(crate) const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 const MAX_SNAPSHOTS: u32 = 65536;
-const MAX_BACKING_NAME: u32 = 1023;
+pub(crate) const MAX_BACKING_NAME: u32 = 1023;
+/// Bytes of a version 3 header with all fields of today.
+pub(crate) const V3_FULL_LENGTH: u32 = 112;
 
 /// Byte offsets of the fields that are changed in place.
 pub(crate) mod field {

@@ -65,8 +65,14 @@ impl Image {
     ) -> Result<Self> {
         let mut budget = Budget::new(options);
         let writable = !options.read_only;
-        let (top, backing) =
-            chain::open_layer(path, storage, options.format, writable, &mut budget)?;
+        let (top, backing) = chain::open_layer(
+            path,
+            storage,
+            options.format,
+            writable,
+            options.max_file_size,
+            &mut budget,
+        )?;
         let mut layers = vec![top];
         layers.extend(base.into_iter().flat_map(|base| base.layers));
         Ok(Image {

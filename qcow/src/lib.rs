@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod addr;
+mod alloc;
 mod cache;
 mod chain;
 mod compress;
@@ -10,6 +11,7 @@ mod decompressed;
 mod entry;
 mod error;
 mod extension;
+mod flush;
 mod header;
 mod host;
 mod image;
@@ -18,8 +20,11 @@ mod options;
 mod pin;
 mod plan;
 mod qcow2;
+mod refcount;
 pub mod storage;
+mod write;
 mod writing;
+mod zero;
 
 use std::io;
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::addr::{Geometry, be64};
 use crate::cache::Cache;
+use crate::chain::Budget;
 use crate::entry::{self, Compressed, Mapping};
 use crate::error::{Error, Result, Violation};
 use crate::header::{self, CORRUPT, DIRTY, Header};
@@ -13,20 +14,27 @@ use crate::pin::Pins;
 use crate::storage::Storage;
 use crate::writing::Writing;
 
-/// What the L1 tables of a chain may take together in memory.
-pub(crate) const MAX_CHAIN_L1_BYTES: u64 = 256 << 20;
-
 /// One open qcow2 file.
 pub(crate) struct Qcow2 {
     pub(crate) host: Host,
     pub(crate) header: Header,
     pub(crate) geometry: Geometry,
     pub(crate) writable: bool,
-    /// Tables. Data is read and written without this lock.
-    pub(crate) tables: Mutex<Tables>,
+    /// The file may not grow past this many bytes.
+    pub(crate) max_file_size: Option<u64>,
+    pub(crate) refcount_cache_bytes: usize,
+    /// Data is read and written without this lock.
+    state: Mutex<State>,
     /// Signalled when an allocation or a flush ends.
-    pub(crate) changed: Condvar,
+    changed: Condvar,
     pub(crate) pins: Arc<Pins>,
+}
+
+/// What the lock guards.
+pub(crate) struct State {
+    pub(crate) tables: Tables,
+    /// What a writer needs; made when the first write comes.
+    pub(crate) writing: Option<Box<Writing>>,
 }
 
 /// The tables, as they will be in the file once everything is flushed.
@@ -35,10 +43,8 @@ pub(crate) struct Tables {
     pub(crate) l2: Cache,
     /// Where the file ends: no table and no cluster begins past it.
     pub(crate) file_len: u64,
-    /// What a writer needs; made when the first write comes.
-    pub(crate) writing: Option<Box<Writing>>,
     /// Why nothing is written any more.
-    pub(crate) corrupt: Option<String>,
+    pub(crate) stopped: Option<String>,
 }
 
 /// A run of guest bytes and where one file has them.
@@ -67,8 +73,8 @@ impl Qcow2 {
         path: &Path,
         storage: Arc<dyn Storage>,
         writable: bool,
-        cache_bytes: usize,
-        l1_budget: &mut u64,
+        max_file_size: Option<u64>,
+        budget: &mut Budget,
     ) -> Result<Self> {
         let host = Host {
             path: path.to_owned(),
@@ -97,11 +103,16 @@ impl Qcow2 {
             );
         }
         let l1_bytes = header.l1_entries as u64 * 8;
-        *l1_budget = l1_budget
+        let cache_bytes = budget.next_cache();
+        budget.l1 = budget
+            .l1
             .checked_sub(l1_bytes)
             .ok_or_else(|| Error::Unsupported {
                 file: path.to_owned(),
-                feature: format!("a chain with more than {MAX_CHAIN_L1_BYTES} bytes of L1 tables"),
+                feature: format!(
+                    "a chain with more than {} bytes of L1 tables",
+                    Budget::L1_BYTES
+                ),
                 advice: "join some of its images with `qemu-img rebase` or `qemu-img convert`",
             })?;
         let mut bytes = vec![0; header.l1_entries * 8];
@@ -109,42 +120,60 @@ impl Qcow2 {
         let l1 = bytes.chunks_exact(8).map(|entry| be64(entry, 0)).collect();
         let tables = Tables {
             l1,
-            l2: Cache::new(header.geometry.slice(), cache_bytes),
+            l2: Cache::new(header.geometry.slice(), cache_bytes - cache_bytes / 4),
             file_len: host.len()?,
-            writing: None,
-            corrupt: None,
+            stopped: None,
         };
         Ok(Qcow2 {
             host,
             geometry: header.geometry,
             header,
             writable,
-            tables: Mutex::new(tables),
+            max_file_size,
+            refcount_cache_bytes: cache_bytes / 4,
+            state: Mutex::new(State {
+                tables,
+                writing: None,
+            }),
             changed: Condvar::new(),
             pins: Arc::default(),
         })
     }
 
-    pub(crate) fn tables(&self) -> MutexGuard<'_, Tables> {
-        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for an allocation or a flush to end.
+    pub(crate) fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed
+            .wait(state)
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes those who [`wait`](Self::wait).
+    pub(crate) fn notify(&self) {
+        self.changed.notify_all();
     }
 
     /// Appends where the file has a range of the disk; neighbours are merged.
     pub(crate) fn resolve(&self, offset: u64, len: u64, runs: &mut Vec<Run>) -> Result<()> {
-        let mut tables = self.tables();
-        let mut result = Ok(());
-        self.mappings(&mut tables, offset, len, &mut |within, len, mapping| {
-            let place = match mapping {
-                Mapping::Unallocated => Place::Below,
-                Mapping::Zero { .. } => Place::Zero,
-                Mapping::Data { host, .. } => Place::Data(host + within),
-                Mapping::Compressed(compressed) => Place::Compressed(compressed, within),
-            };
-            merge(runs, Run { len, place });
-            true
-        })
-        .unwrap_or_else(|error| result = Err(error));
-        result
+        let mut state = self.state();
+        self.mappings(
+            &mut state.tables,
+            offset,
+            len,
+            &mut |within, len, mapping| {
+                let place = match mapping {
+                    Mapping::Unallocated => Place::Below,
+                    Mapping::Zero { .. } => Place::Zero,
+                    Mapping::Data { host, .. } => Place::Data(host + within),
+                    Mapping::Compressed(compressed) => Place::Compressed(compressed, within),
+                };
+                merge(runs, Run { len, place });
+                true
+            },
+        )
     }
 
     /// Visits the clusters of a range in order, each with the part of it that the range covers:

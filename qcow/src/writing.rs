@@ -1,4 +1,220 @@
 //! What a writer keeps beside the tables.
 
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::ops::Range;
+
+use crate::addr::{be32, be64};
+use crate::entry::{Compressed, Mapping};
+use crate::error::{Error, Result};
+use crate::header::{CORRUPT, field};
+use crate::qcow2::{Qcow2, Tables};
+use crate::refcount::Refcounts;
+
+/// Clusters that may wait to be freed, or to be reused after that: a bound on memory. Past it
+/// discards do nothing.
+const MAX_WAITING: usize = 1 << 18;
+/// A flush is made when this many wait for one.
+const FLUSH_AT: usize = 1 << 16;
+
+/// Bytes of L1, refcount and snapshot tables in an image that is written.
+const MAX_SPANS: u64 = 256 << 20;
+
 /// What a writer keeps beside the tables.
-pub(crate) struct Writing {}
+pub(crate) struct Writing {
+    pub(crate) refcounts: Refcounts,
+    /// Sectors of the L1 table that differ from the file's.
+    pub(crate) l1_dirty: BTreeSet<u64>,
+    /// Clusters of metadata: never handed out, never a place for data.
+    pub(crate) metadata: HashSet<u64>,
+    /// Guest clusters that are being allocated: other changes of their mapping wait.
+    pub(crate) allocating: Vec<Range<u64>>,
+    /// References that are gone, by cluster; the refcount follows in the next flush.
+    pub(crate) dropped: BTreeMap<u64, u64>,
+    /// Clusters whose refcount became zero in the cache, perhaps not yet in the file.
+    pub(crate) freed: Vec<u64>,
+    /// Clusters whose refcount is zero in the file, reusable when the epoch has drained.
+    pub(crate) draining: VecDeque<(u64, Vec<u64>)>,
+    /// All of `freed` and `draining`.
+    pub(crate) held: HashSet<u64>,
+    /// A flush runs.
+    pub(crate) flushing: bool,
+    /// Nothing below this cluster is free, as far as is known.
+    pub(crate) low: u64,
+    /// Everything from this cluster on is free, as far as is known.
+    pub(crate) high: u64,
+}
+
+impl Writing {
+    /// A reference to each cluster of a mapping is gone.
+    pub(crate) fn drop_mapping(&mut self, mapping: Mapping, qcow2: &Qcow2) {
+        match mapping {
+            Mapping::Data { host, .. }
+            | Mapping::Zero {
+                host: Some(host), ..
+            } => {
+                self.drop_clusters(qcow2.geometry.span(host, 1));
+            }
+            Mapping::Compressed(Compressed { offset, len }) => {
+                self.drop_clusters(qcow2.geometry.span(offset, len));
+            }
+            Mapping::Unallocated | Mapping::Zero { host: None, .. } => {}
+        }
+    }
+
+    /// A reference to each of these clusters is gone.
+    pub(crate) fn drop_clusters(&mut self, clusters: Range<u64>) {
+        for cluster in clusters {
+            *self.dropped.entry(cluster).or_default() += 1;
+        }
+    }
+
+    /// Whether the bounds allow that more clusters wait to be freed.
+    pub(crate) fn may_drop(&self) -> bool {
+        self.dropped.len() + self.held.len() < MAX_WAITING
+    }
+
+    /// Whether it is time for a flush, to keep within bounds.
+    pub(crate) fn is_strained(&self) -> bool {
+        self.dropped.len() >= FLUSH_AT || self.refcounts.blocks.is_strained()
+    }
+
+    pub(crate) fn is_allocating(&self, guest: &Range<u64>) -> bool {
+        self.allocating
+            .iter()
+            .any(|range| range.start < guest.end && guest.start < range.end)
+    }
+}
+
+impl Qcow2 {
+    /// Gets ready for the first write: loads the refcount table, learns where metadata is, and
+    /// clears the autoclear bits, because what they vouch for is not kept up.
+    pub(crate) fn start_writing(&self, tables: &mut Tables) -> Result<Writing> {
+        let refcounts = Refcounts::load(&self.host, &self.header, self.refcount_cache_bytes)?;
+        let metadata = match self.find_metadata(tables, &refcounts)? {
+            Ok(metadata) => metadata,
+            Err(overlap) => return Err(self.mark_corrupt(tables, overlap)),
+        };
+        if self.header.autoclear != 0 {
+            self.host.write(field::AUTOCLEAR, &[0; 8])?;
+            self.host.sync()?;
+        }
+        Ok(Writing {
+            refcounts,
+            l1_dirty: BTreeSet::new(),
+            metadata,
+            allocating: Vec::new(),
+            dropped: BTreeMap::new(),
+            freed: Vec::new(),
+            draining: VecDeque::new(),
+            held: HashSet::new(),
+            flushing: false,
+            low: 1,
+            high: self.geometry.clusters(tables.file_len),
+        })
+    }
+
+    /// The clusters that hold metadata, or which two kinds of it overlap.
+    fn find_metadata(
+        &self,
+        tables: &Tables,
+        refcounts: &Refcounts,
+    ) -> Result<Result<HashSet<u64>, String>> {
+        let (header, geometry) = (&self.header, self.geometry);
+        let mut found = HashSet::from([0]);
+        let mut shared = HashSet::new();
+        let mut spans = vec![
+            ("L1 table", header.l1_offset, header.l1_entries as u64 * 8),
+            (
+                "refcount table",
+                header.refcount_table_offset,
+                refcounts.table.len() as u64 * 8,
+            ),
+        ];
+        self.snapshot_spans(&mut spans)?;
+        for index in 0..refcounts.table.len() as u64 {
+            if let Some(block) = refcounts.block(&self.host, index * refcounts.per_block())? {
+                spans.push(("refcount block", block, geometry.cluster()));
+            }
+        }
+        for (what, offset, len) in spans {
+            for cluster in geometry.span(offset, len) {
+                if !found.insert(cluster) {
+                    return Ok(Err(format!(
+                        "the {what} at {offset:#x} overlaps other metadata"
+                    )));
+                }
+            }
+        }
+        for index in 0..tables.l1.len() {
+            let Some((table, copied)) = self.l2_table(tables, index)? else {
+                continue;
+            };
+            let cluster = geometry.index(table);
+            // Tables that are shared are never written; those that are not must be apart.
+            let twice = if copied {
+                shared.contains(&cluster)
+            } else {
+                false
+            };
+            let fresh = found.insert(cluster);
+            if twice || !fresh && (copied || !shared.contains(&cluster)) {
+                return Ok(Err(format!(
+                    "the L2 table at {table:#x} overlaps other metadata"
+                )));
+            }
+            if !copied {
+                shared.insert(cluster);
+            }
+        }
+        Ok(Ok(found))
+    }
+
+    /// Adds the snapshot table and the L1 tables of the snapshots.
+    fn snapshot_spans(&self, spans: &mut Vec<(&str, u64, u64)>) -> Result<()> {
+        const FIXED: u64 = 40;
+        let start = self.header.snapshots_offset;
+        let mut at = start;
+        for _ in 0..self.header.snapshots {
+            let mut entry = [0; FIXED as usize];
+            self.host.read(at, &mut entry)?;
+            let l1_bytes = u64::from(be32(&entry, 8)) * 8;
+            spans.push(("L1 table of a snapshot", be64(&entry, 0), l1_bytes));
+            let (id, name) = (be32(&entry, 12) >> 16, be32(&entry, 12) & 0xffff);
+            let len = FIXED + u64::from(be32(&entry, 36)) + u64::from(id) + u64::from(name);
+            at = at.saturating_add(len.next_multiple_of(8));
+        }
+        if at > start {
+            spans.push(("snapshot table", start, at - start));
+        }
+        let total = spans
+            .iter()
+            .fold(0_u64, |sum, (_, _, len)| sum.saturating_add(*len));
+        if total > MAX_SPANS {
+            return Err(Error::Unsupported {
+                file: self.host.path.clone(),
+                feature: format!("writing an image with {total} bytes of tables for snapshots"),
+                advice: "delete some of its internal snapshots",
+            });
+        }
+        Ok(())
+    }
+
+    /// Stops all writing, says so in the header if the version can, and makes the error.
+    pub(crate) fn mark_corrupt(&self, tables: &mut Tables, reason: String) -> Error {
+        if self.header.version >= 3 && tables.stopped.is_none() {
+            let bits = (self.header.incompatible | CORRUPT).to_be_bytes();
+            let marked = self
+                .host
+                .write(field::INCOMPATIBLE, &bits)
+                .and_then(|()| self.host.sync());
+            if let Err(error) = marked {
+                tracing::warn!(%error, "cannot set the corrupt bit");
+            }
+        }
+        tables.stopped = Some(reason.clone());
+        Error::Corrupt {
+            file: self.host.path.clone(),
+            reason,
+        }
+    }
+}

@@ -37,30 +37,36 @@ EARLIER = {
 
 
 class Guest:
-    """What to boot; `work` is a folder for files that a VMM wants beside its command line."""
+    """What to boot; `work` is a folder for what a VMM wants beside its command line."""
 
     def __init__(self, work, kernel, initrd=None, cmdline=""):
         self.work, self.kernel, self.initrd, self.cmdline = work, kernel, initrd, cmdline
-        self.qcow2, self.raw = work / "disk.qcow2", work / "disk.raw"
+
+    def disk(self, vmm, form):
+        """An empty disk of the VMM's own, since some lock theirs; made on the first call."""
+        path = self.work / f"{vmm}.{form}"
+        if not path.exists():
+            subprocess.run(["qemu-img", "create", "-qf", form, path, "64M"], check=True)
+        return path
 
 
 def cowshed(binary, guest):
     command = [binary, "run", "--memory", f"{RAM_MIB}M", "--kernel", guest.kernel]
     if guest.initrd:
         command += ["--initrd", guest.initrd, "--cmdline", guest.cmdline]
-    return command + ["--disk", f"{guest.qcow2},format=qcow2"]
+    return command + ["--disk", f"{guest.disk('cowshed', 'qcow2')},format=qcow2"]
 
 
 def qemu(binary, guest):
     command = [binary, "-M", "microvm,accel=kvm", "-nodefaults", "-no-user-config"]
     command += ["-display", "none", "-no-reboot", "-serial", "stdio", "-m", f"{RAM_MIB}M"]
-    command += ["-drive", f"id=disk,if=none,format=qcow2,file={guest.qcow2}"]
+    command += ["-drive", f"id=disk,if=none,format=qcow2,file={guest.disk('qemu', 'qcow2')}"]
     command += ["-device", "virtio-blk-device,drive=disk", "-kernel", guest.kernel]
     return command + (["-initrd", guest.initrd, "-append", guest.cmdline] if guest.initrd else [])
 
 
 def alioth(binary, guest):
-    command = [binary, "boot", "-m", f"size={RAM_MIB}M", "--blk", f"file,path={guest.raw}"]
+    command = [binary, "boot", "-m", f"size={RAM_MIB}M", "--blk", f"file,path={guest.disk('alioth', 'raw')}"]
     if guest.initrd:
         return command + ["-k", guest.kernel, "-i", guest.initrd, "-c", guest.cmdline]
     return command + ["--pvh", guest.kernel]
@@ -70,7 +76,7 @@ def firecracker(binary, guest):
     boot = {"kernel_image_path": str(guest.kernel), "boot_args": guest.cmdline}
     if guest.initrd:
         boot["initrd_path"] = str(guest.initrd)
-    drive = {"drive_id": "disk", "path_on_host": str(guest.raw), "is_root_device": False,
+    drive = {"drive_id": "disk", "path_on_host": str(guest.disk("firecracker", "raw")), "is_root_device": False,
              "is_read_only": False}
     config = guest.work / "firecracker.json"
     config.write_text(json.dumps({
@@ -83,7 +89,7 @@ def firecracker(binary, guest):
 
 def cloud_hypervisor(binary, guest):
     command = [binary, "--memory", f"size={RAM_MIB}M", "--kernel", guest.kernel]
-    command += ["--disk", f"path={guest.qcow2}", "--serial", "tty", "--console", "off"]
+    command += ["--disk", f"path={guest.disk('cloud-hypervisor', 'qcow2')}", "--serial", "tty", "--console", "off"]
     if guest.initrd:
         command += ["--initramfs", guest.initrd, "--cmdline", guest.cmdline]
     return command
@@ -245,9 +251,6 @@ def main():
     vmms = installed()
     with tempfile.TemporaryDirectory() as folder:
         work = pathlib.Path(folder)
-        disk = Guest(work, None)
-        subprocess.run(["qemu-img", "create", "-qf", "qcow2", disk.qcow2, "64M"], check=True)
-        subprocess.run(["qemu-img", "create", "-qf", "raw", disk.raw, "64M"], check=True)
         bare = ["-no-pie", "-Wl,-Ttext=0x200000", "-Wl,-z,max-page-size=0x1000"]
         hello = Guest(work, build(work, "guest.S", "hello", *bare))
         idle = Guest(work, build(work, "guest.S", "idle", "-DIDLE", *bare))

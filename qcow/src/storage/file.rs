@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::{Identity, Storage};
 
-const ZEROS: [u8; 65536] = [0; 65536];
+static ZEROS: [u8; 65536] = [0; 65536];
 
 /// A file or block device of the host. Opening and locking it is the caller's work.
 #[derive(Debug)]

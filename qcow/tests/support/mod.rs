@@ -1,6 +1,10 @@
 //! What the suites share: QEMU's tools, and an opener for plain files.
 #![allow(dead_code)]
 
+pub mod check;
+pub mod model;
+pub mod storages;
+
 use std::fs::OpenOptions as FileOptions;
 use std::io;
 use std::path::{Path, PathBuf};
