@@ -7,7 +7,7 @@
 //! | `0x7000` | Linux zero page (`boot_params`) |
 //! | `0x9000..0xf000` | boot page tables: the first 4 GiB, identity-mapped |
 //! | `0x2_0000` | kernel command line |
-//! | `0xe_0000..0x10_0000` | ACPI tables, the RSDP first |
+//! | `0xe_0000..0xf_0000` | ACPI tables, the RSDP first |
 //! | `0x10_0000..` | RAM: kernel, then initrd as high as may be |
 //! | `0xc000_0000..0xe000_0000` | PCI memory window |
 //! | `0xe000_0000..0xe010_0000` | PCI configuration space (ECAM), one bus |
@@ -34,7 +34,7 @@ pub const EBDA: u64 = 0x9_fc00;
 /// ACPI tables; the RSDP is the first of them, where firmware-less kernels look for it.
 pub const ACPI: u64 = 0xe_0000;
 /// End of the room for ACPI tables.
-pub const ACPI_END: u64 = 0x10_0000;
+pub const ACPI_END: u64 = 0xf_0000;
 /// First byte that kernels may be loaded to.
 pub const HIGH_RAM: u64 = 0x10_0000;
 

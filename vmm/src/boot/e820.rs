@@ -1,6 +1,6 @@
 //! The memory map that both boot protocols hand to the kernel.
 
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use super::Error;
 use crate::layout;
@@ -71,15 +71,16 @@ pub(super) fn ram(map: &[Region]) -> u64 {
         .sum()
 }
 
-/// Whether `start..end`, not empty, lies in one piece of RAM, clear of what the kernel is given.
-pub(super) fn is_free(map: &[Region], start: u64, end: u64) -> bool {
+/// Whether `start..end`, not empty, is memory, clear of what the kernel is given.
+///
+/// Not only what the map calls RAM: small programs linked to run at 1 MiB have their ELF headers
+/// loaded to the page before it.
+pub(super) fn is_free(memory: &GuestMemoryMmap, start: u64, end: u64) -> bool {
     let tables = 0..layout::PAGE_TABLES + PAGE_TABLES_SIZE;
     let cmdline = layout::CMDLINE..layout::CMDLINE + layout::CMDLINE_MAX as u64;
-    let clear = [tables, cmdline]
+    let acpi = layout::ACPI..layout::ACPI_END;
+    [tables, cmdline, acpi]
         .iter()
-        .all(|taken| end <= taken.start || start >= taken.end);
-    clear
-        && map
-            .iter()
-            .any(|region| region.kind == Kind::Ram && region.start <= start && end <= region.end)
+        .all(|taken| end <= taken.start || start >= taken.end)
+        && memory.check_range(GuestAddress(start), (end - start) as usize)
 }

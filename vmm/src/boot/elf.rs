@@ -5,8 +5,7 @@ use std::ops::Range;
 use linux_loader::elf::{self as abi, Elf64_Ehdr, Elf64_Phdr};
 use vm_memory::{ByteValued, GuestMemoryMmap};
 
-use super::e820::{self, Region};
-use super::{Error, Source};
+use super::{Error, Source, e820};
 
 /// Most program headers; kernels have fewer than ten.
 const MAX_HEADERS: u16 = 128;
@@ -49,8 +48,8 @@ pub(super) fn is_elf(image: &Source) -> Result<bool, Error> {
 }
 
 impl Elf {
-    /// Reads and checks all headers; `map` says where segments may go.
-    pub(super) fn parse(image: &Source, map: &[Region]) -> Result<Self, Error> {
+    /// Reads and checks all headers; segments must fit in `memory`.
+    pub(super) fn parse(image: &Source, memory: &GuestMemoryMmap) -> Result<Self, Error> {
         let len = image.len().map_err(read)?;
         let header: Elf64_Ehdr = read_struct(image, 0)?;
         check_header(&header)?;
@@ -64,7 +63,7 @@ impl Elf {
             let program: Elf64_Phdr = read_struct(image, offset)?;
             match program.p_type {
                 abi::PT_LOAD if program.p_memsz != 0 => {
-                    segments.push(Segment::new(&program, len, map)?);
+                    segments.push(Segment::new(&program, len, memory)?);
                 }
                 abi::PT_NOTE if pvh_entry.is_none() => pvh_entry = find_pvh(image, &program, len)?,
                 _ => {}
@@ -79,14 +78,14 @@ impl Elf {
                 return Err(Error::SegmentOverlap(high.start));
             }
         }
-        let memory = match (segments.first(), segments.last()) {
+        let range = match (segments.first(), segments.last()) {
             (Some(first), Some(last)) => first.start..last.end,
             _ => return Err(refuse("it has no segments to load")),
         };
         Ok(Self {
             entry: header.e_entry,
             pvh_entry,
-            memory,
+            memory: range,
             segments,
         })
     }
@@ -117,7 +116,7 @@ impl Elf {
 }
 
 impl Segment {
-    fn new(program: &Elf64_Phdr, len: u64, map: &[Region]) -> Result<Self, Error> {
+    fn new(program: &Elf64_Phdr, len: u64, memory: &GuestMemoryMmap) -> Result<Self, Error> {
         let file_end = program.p_offset.checked_add(program.p_filesz);
         if file_end.is_none_or(|end| end > len) {
             return Err(refuse("a segment lies beyond the end of the file"));
@@ -127,7 +126,7 @@ impl Segment {
         }
         let start = program.p_paddr;
         let end = start.saturating_add(program.p_memsz);
-        if !e820::is_free(map, start, end) {
+        if end == u64::MAX || !e820::is_free(memory, start, end) {
             return Err(Error::SegmentPlacement { start, end });
         }
         let file_len = usize::try_from(program.p_filesz)

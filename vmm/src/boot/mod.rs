@@ -82,7 +82,7 @@ pub fn load(memory: &GuestMemoryMmap, kernel: &Kernel) -> Result<Entry, Error> {
         (Source::Bytes(&unpacked), Some(bzimage.header))
     };
 
-    let elf = Elf::parse(&image, &map)?;
+    let elf = Elf::parse(&image, memory)?;
     let (protocol, rip) = match (elf.pvh_entry, &header) {
         (Some(entry), None) => (Protocol::Pvh, entry),
         _ => (Protocol::Linux64, elf.entry),

@@ -90,9 +90,8 @@ fn segments_that_do_not_lie_in_free_memory_are_refused() {
         (layout::PAGE_TABLES + 0x5fff, 0x10),
         (layout::CMDLINE - 1, 2),
         (layout::CMDLINE + 0x7ff, 0x1000),
-        (layout::EBDA - 1, 2),
         (layout::ACPI, 0x10),
-        (0xf_f000, 0x2000),
+        (layout::ACPI_END - 1, 0x2000),
         (4 * MIB - 1, 2),
         (8 * MIB, 1),
         (0xffff_ffff_8100_0000, 0x1000),
@@ -106,8 +105,21 @@ fn segments_that_do_not_lie_in_free_memory_are_refused() {
             "{address:#x}: {result:?}"
         );
     }
+    let last = elf_file(
+        MIB,
+        &[segment(MIB, b"x", 0x1000), segment(u64::MAX, b"", 1)],
+    );
+    assert!(matches!(
+        load_bytes(&memory(4), &last),
+        Err(Error::SegmentPlacement { .. })
+    ));
     // Low memory that nothing else uses is as good as any.
-    for (address, len) in [(0xf000, 0x1_1000), (0x2_0800, 0x1000), (MIB, 3 * MIB)] {
+    for (address, len) in [
+        (0xf000, 0x1_1000),
+        (0x2_0800, 0x1000),
+        (0xf_f000, 0x2000),
+        (MIB, 3 * MIB),
+    ] {
         load_bytes(
             &memory(4),
             &elf_file(address, &[segment(address, b"x", len)]),

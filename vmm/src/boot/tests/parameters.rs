@@ -11,7 +11,7 @@ fn large_memory() -> GuestMemoryMmap {
 const LARGE_MAP: [(u64, u64, u32); 7] = [
     (0, 0x9_fc00, 1),
     (0x9_fc00, 0x400, 2),
-    (0xe_0000, 0x2_0000, 3),
+    (0xe_0000, 0x1_0000, 3),
     (0x10_0000, 0xbff0_0000, 1),
     (0xe000_0000, 0x10_0000, 2),
     (0xfffb_c000, 0x4000, 2),
