@@ -9,10 +9,8 @@ use super::{Error, Source, unpack};
 const HEADER_OFFSET: u64 = 0x1f1;
 const BOOT_FLAG: u16 = 0xaa55;
 const MAGIC: u32 = 0x5372_6448;
-/// First version with `payload_offset` and `payload_length`.
-const LEAST_VERSION: u16 = 0x0208;
-/// First version with `xloadflags`, and the flag of a 64-bit kernel in it.
-const XLOADFLAGS_VERSION: u16 = 0x020c;
+/// First version with `xloadflags` (Linux 3.8), and the flag of a 64-bit kernel in it.
+const LEAST_VERSION: u16 = 0x020c;
 const XLF_KERNEL_64: u16 = 1;
 const SECTOR: u64 = 512;
 
@@ -45,10 +43,10 @@ impl BzImage {
         if version < LEAST_VERSION {
             let (major, minor) = (version >> 8, version & 0xff);
             return Err(Error::BzImage(format!(
-                "its boot protocol {major}.{minor:02} is older than 2.08"
+                "its boot protocol {major}.{minor:02} is older than 2.12"
             )));
         }
-        if version < XLOADFLAGS_VERSION || header.xloadflags & XLF_KERNEL_64 == 0 {
+        if header.xloadflags & XLF_KERNEL_64 == 0 {
             return Err(Error::BzImage("it has no 64-bit entry point".to_owned()));
         }
 

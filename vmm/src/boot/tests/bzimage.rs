@@ -171,7 +171,7 @@ fn setup_headers_that_cannot_be_are_refused() {
     load_bytes(&memory(4), &good).unwrap();
     for (offset, bytes, why) in [
         (0x206, [0x07, 0x02], "2.07 is older"),
-        (0x206, [0x0b, 0x02], "no 64-bit entry point"),
+        (0x206, [0x0b, 0x02], "2.11 is older"),
         (0x236, [0x00, 0x00], "no 64-bit entry point"),
         (0x1f1, [0xff, 0x00], "beyond the end"),
         (0x24a, [0xff, 0xff], "beyond the end"),
