@@ -109,12 +109,13 @@ fn streams_can_be_opened_again_and_the_devices_are_there() {
 #[test]
 fn what_a_command_leaves_behind_ends_with_it_and_its_output_arrives() {
     // One that SIGTERM ends, which says so, and one that it does not.
-    let script = "sh -c 'trap \"echo bye; exit\" TERM; echo a; while :; do sleep 1; done' & \
-        sh -c 'trap \"\" TERM; echo b; while :; do sleep 1; done' & read a; read b; kill -9 $$";
-    let script = format!("mkfifo /tmp/f; exec 3<>/tmp/f; ({script}) <&3 | tee /tmp/f; echo last");
-    let mut guest = started(&["sh", "-c", Box::leak(script.into_boxed_str())], &[], "");
+    let script = "sh -c 'trap \"echo bye; exit\" TERM; >/tmp/a; while :; do sleep 1; done' & \
+        sh -c 'trap \"\" TERM; >/tmp/b; while :; do sleep 1; done' & \
+        until [ -e /tmp/a ] && [ -e /tmp/b ]; do :; done";
+    let mut guest = started(&["sh", "-c", script], &[], "");
     guest.hear(|said| assert_eq!(said, FromGuest::Started));
     guest.hear(|said| assert_eq!(said, FromGuest::Exited { code: 0 }));
+    assert_eq!(read(&mut guest.stdout), b"bye\n");
     guest.end();
 }
 
