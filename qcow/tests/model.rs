@@ -1,0 +1,403 @@
+//! Random requests to an image and to a plain vector; QEMU's tools have the last word.
+
+mod support;
+
+use std::path::Path;
+use std::process::Command;
+
+use cowshed_qcow::{CreateOptions, FileStorage, Format, Image, OpenOptions, create};
+use support::check::check;
+use support::model::{Ops, content, mirror, perform};
+use support::{Files, Random, have_qemu, qemu_content, qemu_img, qemu_io};
+
+fn open(path: &Path) -> Image {
+    // A cache of a few slices, so that tables come and go.
+    let options = OpenOptions {
+        cache_bytes: 32 << 10,
+        ..OpenOptions::new(Format::Qcow2)
+    };
+    Image::open(path, &options, &Files::default()).unwrap()
+}
+
+/// Runs random requests and holds the result against the model, our checker and QEMU.
+fn exercise(folder: &Path, name: &str, seed: u64, count: usize) {
+    let path = folder.join(name);
+    let image = open(&path);
+    let mut model = content(&image);
+    let cluster = u64::from(image.cluster_size());
+    let mut ops = Ops::new(seed, image.size(), cluster);
+    for i in 0..count {
+        let op = ops.next();
+        perform(&image, &op).unwrap_or_else(|error| panic!("{name}: {error:?}"));
+        mirror(&mut model, &image, &op);
+        if i % 16 == 0 {
+            assert!(content(&image) == model, "{name}: after {i} requests");
+        }
+    }
+    assert!(content(&image) == model, "{name}");
+    drop(image);
+    assert!(content(&open(&path)) == model, "{name}: opened again");
+    assert_clean(folder, name);
+    assert!(
+        qemu_content(folder, name, "qcow2") == model,
+        "{name}: QEMU reads something else"
+    );
+}
+
+fn assert_clean(folder: &Path, name: &str) {
+    let report = check(&std::fs::read(folder.join(name)).unwrap());
+    assert!(
+        report.corruptions.is_empty(),
+        "{name}: {:?}",
+        report.corruptions
+    );
+    assert!(report.leaks.is_empty(), "{name}: leaks {:?}", report.leaks);
+    qemu_img(folder, &["check", "-q", "-f", "qcow2", name]);
+}
+
+#[test]
+fn images_that_qemu_made() {
+    if !have_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    for order in 0..=6_u64 {
+        let cluster = [512, 1024, 4096, 65536, 512, 8192, 512][order as usize];
+        let size = (cluster * 300).min(4 << 20).to_string();
+        for compat in ["0.10", "1.1"] {
+            if compat == "0.10" && order != 4 {
+                continue;
+            }
+            let name = format!("{order}-{compat}");
+            let options = format!(
+                "cluster_size={cluster},refcount_bits={},compat={compat}",
+                1 << order
+            );
+            qemu_img(
+                folder,
+                &["create", "-q", "-f", "qcow2", "-o", &options, &name, &size],
+            );
+            exercise(folder, &name, order, 250);
+        }
+    }
+}
+
+#[test]
+fn large_clusters() {
+    if !have_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let options = "cluster_size=2M,preallocation=metadata";
+    qemu_img(
+        folder.path(),
+        &["create", "-q", "-f", "qcow2", "-o", options, "disk", "20M"],
+    );
+    exercise(folder.path(), "disk", 1, 30);
+}
+
+#[test]
+fn overlays_that_we_made() {
+    if !have_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let base: Vec<u8> = (0..700_001_u32).map(|i| (i / 100) as u8 | 1).collect();
+    std::fs::write(folder.join("base.raw"), &base).unwrap();
+    for (seed, (cluster_size, refcount_bits, size)) in [
+        (512, 16, 1_u64 << 20),
+        (4096, 1, 3 << 20),
+        (65536, 16, 2 << 20),
+        (512, 64, 1 << 20),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("{seed}");
+        let backing = Some(("base.raw".into(), Format::Raw));
+        let options = CreateOptions {
+            size,
+            cluster_size,
+            refcount_bits,
+            backing,
+        };
+        make(folder, &name, &options);
+        assert_clean(folder, &name);
+        exercise(folder, &name, seed as u64, 200);
+    }
+    assert_eq!(std::fs::read(folder.join("base.raw")).unwrap(), base);
+}
+
+fn make(folder: &Path, name: &str, options: &CreateOptions) {
+    let path = folder.join(name);
+    let file = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&path)
+        .unwrap();
+    create(&path, std::sync::Arc::new(FileStorage::new(file)), options).unwrap();
+}
+
+#[test]
+fn creation_over_the_product_of_options() {
+    if !have_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    for (i, bits) in (9..=21).enumerate() {
+        for size in [0, 512, 1 << 30] {
+            let order = i % 7;
+            let options = CreateOptions {
+                cluster_size: 1 << bits,
+                refcount_bits: 1 << order,
+                ..CreateOptions::new(size)
+            };
+            let name = format!("{bits}-{size}");
+            make(folder, &name, &options);
+            assert_clean(folder, &name);
+            let image = open(&folder.join(&name));
+            assert_eq!(image.size(), size);
+        }
+    }
+}
+
+#[test]
+fn chains_keep_their_bases() {
+    if !have_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    qemu_img(folder, &["create", "-q", "-f", "qcow2", "base", "2M"]);
+    qemu_io(
+        folder,
+        "base",
+        &["write -P 17 0 1500k".into(), "write -z 512k 64k".into()],
+    );
+    let args = ["create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2"];
+    qemu_img(
+        folder,
+        &[
+            &args[..],
+            &["-o", "compat=0.10,cluster_size=4k", "old", "3M"],
+        ]
+        .concat(),
+    );
+    let before = std::fs::read(folder.join("base")).unwrap();
+    exercise(folder, "old", 5, 150);
+    let middle = std::fs::read(folder.join("old")).unwrap();
+    let args = [
+        "create", "-q", "-f", "qcow2", "-b", "old", "-F", "qcow2", "top", "2500k",
+    ];
+    qemu_img(folder, &args);
+    exercise(folder, "top", 6, 150);
+    assert!(std::fs::read(folder.join("base")).unwrap() == before);
+    assert!(std::fs::read(folder.join("old")).unwrap() == middle);
+}
+
+/// DESIGN.md's "base untouched": nothing but the top file is ever opened for writing.
+#[test]
+fn base_untouched() {
+    if !have_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    qemu_img(folder, &["create", "-q", "-f", "qcow2", "base", "1M"]);
+    qemu_img(
+        folder,
+        &[
+            "create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "top",
+        ],
+    );
+    let before = std::fs::read(folder.join("base")).unwrap();
+    let files = Files::default();
+    let options = OpenOptions::new(Format::Qcow2);
+    let image = Image::open(&folder.join("top"), &options, &files).unwrap();
+    let mut ops = Ops::new(1, image.size(), 65536);
+    for _ in 0..100 {
+        perform(&image, &ops.next()).unwrap();
+    }
+    drop(image);
+    assert_eq!(*files.written.lock().unwrap(), [folder.join("top")]);
+    assert_eq!(std::fs::read(folder.join("base")).unwrap(), before);
+
+    let options = OpenOptions {
+        read_only: true,
+        ..options
+    };
+    let image = Image::open(&folder.join("top"), &options, &files).unwrap();
+    assert!(image.read_only());
+    assert!(image.write(0, &[1; 512]).is_err());
+    assert!(image.write_zeroes(0, 512, false).is_err());
+    assert!(image.discard(0, 512).is_err());
+    assert!(image.plan_write(0, 512).is_err());
+    assert_eq!(files.written.lock().unwrap().len(), 1);
+}
+
+#[test]
+fn compressed_clusters_are_overwritten() {
+    if !have_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let source: Vec<u8> = (0..2_u32 << 20).map(|i| (i / 3000) as u8).collect();
+    std::fs::write(folder.join("source"), source).unwrap();
+    for (method, cluster) in [("zlib", 4096), ("zstd", 65536), ("zlib", 512)] {
+        let name = format!("{method}{cluster}");
+        let options = format!("cluster_size={cluster},compression_type={method}");
+        let args = [
+            "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", &options, "source", &name,
+        ];
+        qemu_img(folder, &args);
+        exercise(folder, &name, cluster, 150);
+    }
+}
+
+#[test]
+fn snapshots_are_never_written_in_place() {
+    if !have_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    for options in ["cluster_size=4k", "cluster_size=512,refcount_bits=64"] {
+        qemu_img(
+            folder,
+            &["create", "-q", "-f", "qcow2", "-o", options, "disk", "1M"],
+        );
+        let mut kept = Vec::new();
+        for seed in 0..3 {
+            exercise(folder, "disk", seed, 80);
+            let name = format!("s{seed}");
+            kept.push((name.clone(), qemu_content(folder, "disk", "qcow2")));
+            qemu_img(folder, &["snapshot", "-c", &name, "disk"]);
+        }
+        exercise(folder, "disk", 9, 150);
+        for (name, before) in kept {
+            qemu_img(folder, &["snapshot", "-a", &name, "disk"]);
+            assert!(qemu_content(folder, "disk", "qcow2") == before, "{name}");
+        }
+        std::fs::remove_file(folder.join("disk")).unwrap();
+    }
+}
+
+#[test]
+fn lazy_refcounts_and_bitmaps() {
+    if !have_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let args = [
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-o",
+        "lazy_refcounts=on",
+        "disk",
+        "1M",
+    ];
+    qemu_img(folder, &args);
+    qemu_img(folder, &["bitmap", "--add", "disk", "b"]);
+    let header = || std::fs::read(folder.join("disk")).unwrap()[72..96].to_vec();
+    assert_eq!(header()[23], 1, "the bitmaps are valid");
+    let image = open(&folder.join("disk"));
+    let mut sector = [0; 512];
+    image.read(0, &mut sector).unwrap();
+    image.flush().unwrap();
+    assert_eq!(header()[23], 1, "nothing was written yet");
+    image.write(0, &[1; 512]).unwrap();
+    drop(image);
+    assert_eq!(
+        header()[23],
+        0,
+        "the autoclear bit is clear before the first write"
+    );
+    assert_eq!(header()[15], 1, "the compatible bit stays");
+    assert_eq!(header()[7], 0, "no dirty bit: refcounts are kept exact");
+    qemu_img(folder, &["check", "-q", "disk"]);
+}
+
+/// Our checker must find what `qemu-img check` finds.
+#[test]
+fn the_checker_agrees_with_qemu() {
+    if !have_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    qemu_img(
+        folder,
+        &[
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-o",
+            "cluster_size=4k",
+            "disk",
+            "1M",
+        ],
+    );
+    qemu_io(
+        folder,
+        "disk",
+        &["write -P 1 0 200k".into(), "write -P 2 600k 100k".into()],
+    );
+    let good = std::fs::read(folder.join("disk")).unwrap();
+    let number = |at: usize| u64::from_be_bytes(good[at..at + 8].try_into().unwrap()) as usize;
+    let block = number(number(48));
+    let l1 = number(40);
+    let l2 = number(l1) & 0xff_ffff_fe00;
+    let mut random = Random(11);
+    let mut seen = [0; 3];
+    for _ in 0..60 {
+        let mut bad = good.clone();
+        let at = match random.below(3) {
+            0 => block + random.below(200) as usize,
+            1 => l2 + random.below(50) as usize * 8,
+            _ => l2 + 6 + random.below(50) as usize * 8,
+        };
+        bad[at] ^= if at < block + 200 && at >= block {
+            1
+        } else {
+            0x80
+        };
+        if at >= l2 + 6 && (at - l2) % 8 == 6 {
+            bad[at] = good[at] ^ 0x10; // another cluster
+        }
+        std::fs::write(folder.join("bad"), &bad).unwrap();
+        let output = Command::new("qemu-img")
+            .args(["check", "-f", "qcow2", "bad"])
+            .current_dir(folder)
+            .output()
+            .unwrap();
+        let report = check(&bad);
+        let ours = match (report.corruptions.is_empty(), report.leaks.is_empty()) {
+            (true, true) => 0,
+            (true, false) => 3,
+            (false, _) => 2,
+        };
+        let theirs = output.status.code().unwrap();
+        seen[[0, 3, 2]
+            .iter()
+            .position(|&code| code == theirs)
+            .unwrap_or(2)] += 1;
+        // A clear COPIED bit at one reference is an error to QEMU, and slow but safe.
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        if ours != theirs && !said.contains("ERROR OFLAG_COPIED") {
+            panic!("byte {at:#x}: we say {ours}, QEMU says {theirs}: {said} {report:?}");
+        }
+    }
+    assert!(
+        seen.iter().filter(|&&n| n > 0).count() >= 2,
+        "the damage was too uniform: {seen:?}"
+    );
+}
