@@ -232,3 +232,6 @@ fn zero(slice: &VolatileSlice<'_>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
