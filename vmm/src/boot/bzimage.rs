@@ -31,7 +31,7 @@ impl BzImage {
         let len = image.len().map_err(read)?;
         let mut header = setup_header::default();
         if len < HEADER_OFFSET + size_of::<setup_header>() as u64 {
-            return Err(Error::UnknownKernel { hint: "" });
+            return Err(Error::UnknownKernel { hint: hint(image) });
         }
         image
             .read_exact_at(header.as_mut_slice(), HEADER_OFFSET)
