@@ -108,7 +108,7 @@ fn a_base_that_qemu_has_open_for_writing() {
     let said = refusal(&base, &[]);
     process::kill(&mut qemu);
     assert!(
-        said.contains("base.qcow2") && said.contains("lock"),
+        said.contains("base.qcow2") && said.contains("another process"),
         "{answer}{said}"
     );
 }
