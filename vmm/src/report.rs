@@ -252,3 +252,7 @@ fn milliseconds<S: Serializer>(time: &Option<Duration>, out: S) -> Result<S::Ok,
         None => out.serialize_none(),
     }
 }
+
+#[cfg(test)]
+#[path = "report_tests.rs"]
+mod tests;

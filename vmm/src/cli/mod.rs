@@ -143,3 +143,6 @@ fn start_logging(verbose: u8, format: LogFormat) {
 fn say(message: &str) {
     let _ = writeln!(std::io::stderr(), "cowshed: {message}");
 }
+
+#[cfg(test)]
+mod tests;

@@ -89,8 +89,10 @@ fn writable(folder: &Path) -> io::Result<()> {
         .ancestors()
         .find(|folder| folder.exists())
         .unwrap_or(Path::new("/"));
-    rustix::fs::access(there, rustix::fs::Access::WRITE_OK)?;
-    Ok(())
+    if !there.is_dir() {
+        return Err(io::ErrorKind::NotADirectory.into());
+    }
+    Ok(rustix::fs::access(there, rustix::fs::Access::WRITE_OK)?)
 }
 
 /// What is in the cache, and how many bytes each takes on the disk.
@@ -166,7 +168,8 @@ mod tests {
     fn a_folder_that_is_not_there_is_writable_if_it_can_be_made() {
         let folder = tempfile::tempdir().unwrap();
         writable(&folder.path().join("a/b")).unwrap();
-        assert!(writable(Path::new("/proc/a")).is_err());
+        fs::write(folder.path().join("file"), "").unwrap();
+        assert!(writable(&folder.path().join("file/a")).is_err());
     }
 
     #[test]

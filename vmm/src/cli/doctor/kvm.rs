@@ -32,25 +32,22 @@ const NEEDED_EMULATED: [(Cap, &str); 3] = [
 ];
 
 pub(super) fn checks() -> Vec<Check> {
-    if let Err(error) = File::options().read(true).write(true).open(DEVICE) {
-        return vec![unopened(&error)];
-    }
-    let kvm = match Kvm::new() {
-        Ok(kvm) => kvm,
-        Err(error) => return vec![unopened(&error.into())],
-    };
     let emulated = match Virtualization::of_host() {
         Ok(kind) => kind == Virtualization::Emulated,
         Err(error) => {
-            let remedy = "mount /proc";
-            return vec![Check::missing(
-                "KVM",
-                format!("/proc/cpuinfo: {error}"),
-                remedy,
-            )];
+            let finding = format!("/proc/cpuinfo: {error}");
+            return vec![Check::missing("virtualization", finding, "mount /proc")];
         }
     };
-    vec![able(&kvm, emulated), kind(emulated)]
+    vec![device(emulated), kind(emulated)]
+}
+
+fn device(emulated: bool) -> Check {
+    let opened = File::options().read(true).write(true).open(DEVICE);
+    match opened.and_then(|_| Ok(Kvm::new()?)) {
+        Ok(kvm) => able(&kvm, emulated),
+        Err(error) => unopened(&error),
+    }
 }
 
 fn unopened(error: &io::Error) -> Check {
