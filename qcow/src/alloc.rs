@@ -206,7 +206,11 @@ impl Qcow2 {
         }
         let bytes: Vec<u8> = table.iter().flat_map(|entry| entry.to_be_bytes()).collect();
         self.host.write(start * cluster, &bytes)?;
-        self.host.sync()?;
+        // The new table names blocks that count themselves, perhaps in the cache only.
+        let counted = self.write_pieces(&refcounts.blocks.take_dirty());
+        let counted = counted.and_then(|()| self.host.sync());
+        refcounts.blocks.settle(counted.is_ok());
+        counted?;
 
         let mut fields = (start * cluster).to_be_bytes().to_vec();
         fields.extend((clusters as u32).to_be_bytes());

@@ -87,7 +87,8 @@ pub fn create(path: &Path, storage: Arc<dyn Storage>, options: &CreateOptions) -
             options.size
         )));
     }
-    let l1_entries = geometry.l1_entries(options.size);
+    // A table without an entry would have no place.
+    let l1_entries = geometry.l1_entries(options.size).max(1);
     if l1_entries * 8 > MAX_L1_BYTES {
         let most = MAX_L1_BYTES / 8 * geometry.l2_entries() * cluster;
         return Err(wrong(format!(
@@ -134,8 +135,7 @@ pub fn create(path: &Path, storage: Arc<dyn Storage>, options: &CreateOptions) -
 /// How many clusters the refcount table and blocks take that count everything, themselves too.
 fn layout(geometry: Geometry, order: u32, l1_entries: u64) -> Option<Layout> {
     let per_block = (geometry.cluster() * 8) >> order;
-    // Without an entry the table is still somewhere.
-    let l1 = geometry.clusters(l1_entries * 8).max(1);
+    let l1 = geometry.clusters(l1_entries * 8);
     let mut layout = Layout {
         table: 1,
         blocks: 1,

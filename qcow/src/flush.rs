@@ -259,7 +259,7 @@ impl Qcow2 {
     }
 
     /// Writes pieces in order, adjacent ones together.
-    fn write_pieces(&self, pieces: &Pieces) -> Result<()> {
+    pub(crate) fn write_pieces(&self, pieces: &Pieces) -> Result<()> {
         let mut joined: Vec<u8> = Vec::new();
         let mut start = 0;
         for (at, bytes) in pieces {

@@ -75,7 +75,6 @@ pub fn check(image: &[u8]) -> Report {
     }
     count(start, at - start);
 
-    // Whether COPIED is set where it belongs is known once everything is counted.
     let mut copied: Vec<(u64, bool, &str)> = Vec::new();
     for (tree, (l1, entries)) in trees.into_iter().enumerate() {
         for i in 0..entries {
@@ -140,21 +139,21 @@ pub fn check(image: &[u8]) -> Report {
                 .push(format!("cluster {c}: {references} references, {counted}"));
         }
     }
-    for c in 0..blocks.len() as u64 * per_block {
-        if blocks[(c / per_block) as usize] != 0
-            && refcount(c) > references.get(&c).copied().unwrap_or(0)
-        {
-            report.leaks.push(c);
-        }
+    for (i, _) in blocks.iter().enumerate().filter(|(_, block)| **block != 0) {
+        let first = i as u64 * per_block;
+        let referenced = |c| references.get(&c).copied().unwrap_or(0);
+        // What is counted past the file's end takes no room: no leak, as QEMU has it.
+        let end = (first + per_block).min((image.len() as u64).div_ceil(cluster));
+        let leaked = (first..end).filter(|&c| refcount(c) > referenced(c));
+        report.leaks.extend(leaked);
     }
     for (c, flag, what) in copied {
-        // Set at more than one reference is fatal. Clear at one is only slow, and a leak's
-        // refcount says nothing.
-        let alone = references.get(&c) == Some(&1);
-        if flag && !alone {
-            report
-                .corruptions
-                .push(format!("{what} in cluster {c}: COPIED though shared"));
+        let counted = refcount(c);
+        if flag != (counted == 1) {
+            let flag = u8::from(flag);
+            report.corruptions.push(format!(
+                "{what} in cluster {c}: COPIED is {flag} at {counted}"
+            ));
         }
     }
     report

@@ -155,9 +155,10 @@ impl Storage for FaultStorage {
         self.inner.read_at(offset, buf)
     }
     fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        // A write that fails may have written a part.
+        // A write that fails may have written a part, in sectors.
         if let Err(error) = self.call() {
-            self.inner.write_at(offset, &buf[..buf.len() / 2])?;
+            self.inner
+                .write_at(offset, &buf[..buf.len() / 1024 * 512])?;
             return Err(error);
         }
         self.inner.write_at(offset, buf)

@@ -1,0 +1,320 @@
+//! Power cuts: after each change of the file, with what no sync covers lost, torn and reordered,
+//! the image must check with leaks at worst, and every flushed byte must read back.
+
+mod support;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use cowshed_qcow::{CreateOptions, Format, Image, MemoryStorage, OpenOptions, Storage, create};
+use support::Random;
+use support::check::check;
+use support::model::{Op, Ops, SECTOR, content, mirror, perform};
+use support::storages::{Change, CrashStorage, apply, tear};
+
+const NAME: &str = "crash.qcow2";
+
+fn options() -> OpenOptions {
+    OpenOptions {
+        cache_bytes: 4 << 10,
+        ..OpenOptions::new(Format::Qcow2)
+    }
+}
+
+fn base(len: usize) -> Image {
+    let bytes: Vec<u8> = (0..len).map(|i| 0x80 | (i / SECTOR) as u8).collect();
+    let raw = OpenOptions {
+        read_only: true,
+        ..OpenOptions::new(Format::Raw)
+    };
+    let storage = Arc::new(MemoryStorage::new(bytes));
+    Image::open_over(Path::new("base"), storage, &raw, None).unwrap()
+}
+
+/// What a crash may leave of a sector: its flushed value, or any later one.
+type Possible = Vec<Vec<Vec<u8>>>;
+
+/// What was asked of the image, by the length of the log when it began.
+struct Event {
+    position: usize,
+    /// Values that sectors may have from then on; with a flush, all that they may have.
+    sectors: Vec<(usize, Vec<u8>)>,
+    /// Sectors that may be zeros from then on, or not: they were discarded.
+    zeroed: std::ops::Range<usize>,
+    flushed: bool,
+}
+
+struct Trial {
+    create: CreateOptions,
+    base_len: usize,
+    requests: usize,
+    seed: u64,
+    /// Crash points that are tried; all of them if there are no more.
+    points: usize,
+    /// Torn variants of each.
+    variants: usize,
+}
+
+fn sectors_of(before: &[u8], after: &[u8]) -> Vec<(usize, Vec<u8>)> {
+    let pairs = before.chunks(SECTOR).zip(after.chunks(SECTOR)).enumerate();
+    pairs
+        .filter(|(_, (b, a))| b != a)
+        .map(|(i, (_, a))| (i, a.to_vec()))
+        .collect()
+}
+
+fn run(trial: &Trial) {
+    let storage = Arc::new(CrashStorage::default());
+    create(Path::new(NAME), storage.clone(), &trial.create).unwrap();
+    let created = storage.position();
+    let has_base = trial.base_len > 0;
+    let open = |storage: Arc<dyn Storage>| {
+        let base = has_base.then(|| base(trial.base_len));
+        Image::open_over(Path::new(NAME), storage, &options(), base)
+    };
+    let image = open(storage.clone()).unwrap();
+    let mut model = content(&image);
+    let first = model.clone();
+    let cluster = trial.create.cluster_size.into();
+    let mut ops = Ops::new(trial.seed, trial.create.size, cluster);
+    let mut events = Vec::new();
+    for _ in 0..trial.requests {
+        let op = ops.next();
+        let position = storage.position();
+        let before = model.clone();
+        perform(&image, &op).unwrap();
+        mirror(&mut model, &image, &op);
+        let sectors = sectors_of(&before, &model);
+        let zeroed = match op {
+            Op::Discard { offset, len } => {
+                offset as usize / SECTOR..(offset + len) as usize / SECTOR
+            }
+            _ => 0..0,
+        };
+        let flushed = matches!(op, Op::Flush);
+        let position = if flushed {
+            storage.position()
+        } else {
+            position
+        };
+        events.push(Event {
+            position,
+            sectors,
+            zeroed,
+            flushed,
+        });
+    }
+    drop(image);
+    let log = std::mem::take(&mut *storage.log.lock().unwrap());
+    replay(trial, &log, created, &first, &events, &open);
+}
+
+fn replay(
+    trial: &Trial,
+    log: &[Change],
+    created: usize,
+    first: &[u8],
+    events: &[Event],
+    open: &dyn Fn(Arc<dyn Storage>) -> cowshed_qcow::Result<Image>,
+) {
+    let mut random = Random(trial.seed ^ 0xc0ffee);
+    let mut possible: Possible = first.chunks(SECTOR).map(|s| vec![s.to_vec()]).collect();
+    let mut latest: Vec<Vec<u8>> = first.chunks(SECTOR).map(<[u8]>::to_vec).collect();
+    let mut events = events.iter().peekable();
+    let mut durable = Vec::new();
+    let mut pending = 0;
+    for position in 0..=log.len() {
+        if let Some(change) = position.checked_sub(1).map(|i| &log[i])
+            && matches!(change, Change::Sync)
+        {
+            log[pending..position]
+                .iter()
+                .for_each(|change| apply(&mut durable, change));
+            pending = position;
+        }
+        // A request's values are possible from its first change on; a flush counts when it ended.
+        while let Some(event) = events.next_if(|event| {
+            if event.flushed {
+                event.position <= position
+            } else {
+                event.position < position
+            }
+        }) {
+            for (i, value) in &event.sectors {
+                possible[*i].push(value.clone());
+                latest[*i].clone_from(value);
+            }
+            event
+                .zeroed
+                .clone()
+                .for_each(|i| possible[i].push(vec![0; SECTOR]));
+            if event.flushed {
+                for (possible, latest) in possible.iter_mut().zip(&latest) {
+                    *possible = vec![latest.clone()];
+                }
+            }
+        }
+        if position < created || random.below(log.len() as u64) >= trial.points as u64 {
+            continue;
+        }
+        for variant in 0..trial.variants + 2 {
+            let mut bytes = durable.clone();
+            match variant {
+                0 => {}
+                1 => log[pending..position]
+                    .iter()
+                    .for_each(|change| apply(&mut bytes, change)),
+                _ => tear(&mut bytes, &log[pending..position], &mut random),
+            }
+            let what = format!("seed {} at {position}, variant {variant}", trial.seed);
+            survive(bytes, &possible, open, &mut random, &what);
+        }
+    }
+}
+
+/// What is left of the image after a crash must be sound, hold what was flushed, and go on.
+fn survive(
+    bytes: Vec<u8>,
+    possible: &Possible,
+    open: &dyn Fn(Arc<dyn Storage>) -> cowshed_qcow::Result<Image>,
+    random: &mut Random,
+    what: &str,
+) {
+    let report = check(&bytes);
+    assert!(
+        report.corruptions.is_empty(),
+        "{what}: {:?}",
+        report.corruptions
+    );
+    let storage = Arc::new(MemoryStorage::new(bytes));
+    let image = open(storage.clone()).unwrap_or_else(|error| panic!("{what}: {error:?}"));
+    let mut now = content(&image);
+    for (i, (found, possible)) in now.chunks(SECTOR).zip(possible).enumerate() {
+        let known = possible.iter().any(|value| value == found);
+        assert!(known, "{what}: sector {i} is {:02x?}", &found[..8]);
+    }
+    if random.below(4) == 0 {
+        let mut ops = Ops::new(random.next(), image.size(), image.cluster_size().into());
+        for _ in 0..6 {
+            let op = ops.next();
+            perform(&image, &op).unwrap_or_else(|error| panic!("{what}: {op:?}: {error:?}"));
+            mirror(&mut now, &image, &op);
+        }
+        assert!(content(&image) == now, "{what}: goes on wrong");
+        drop(image);
+        let report = check(&storage.to_vec());
+        assert!(
+            report.corruptions.is_empty(),
+            "{what}, later: {:?}",
+            report.corruptions
+        );
+    }
+}
+
+fn overlay(size: u64, cluster_size: u32, refcount_bits: u32) -> CreateOptions {
+    let backing = Some(("base".into(), Format::Raw));
+    CreateOptions {
+        size,
+        cluster_size,
+        refcount_bits,
+        backing,
+    }
+}
+
+/// DESIGN.md's "crash safe", at every change of a small overlay's file.
+#[test]
+fn crash_safe() {
+    for seed in 0..3 {
+        let create = overlay(64 << 10, 512, 16);
+        let trial = Trial {
+            create,
+            base_len: 40 << 10,
+            requests: 60,
+            seed,
+            points: usize::MAX,
+            variants: 3,
+        };
+        run(&trial);
+    }
+}
+
+#[test]
+fn crash_safe_with_other_geometries() {
+    for (seed, (cluster_size, refcount_bits)) in [(1024, 1), (4096, 8), (512, 64), (2048, 2)]
+        .into_iter()
+        .enumerate()
+    {
+        let size = 128 << 10;
+        let create = CreateOptions {
+            cluster_size,
+            refcount_bits,
+            ..CreateOptions::new(size)
+        };
+        let seed = 10 + seed as u64;
+        run(&Trial {
+            create,
+            base_len: 0,
+            requests: 60,
+            seed,
+            points: 60,
+            variants: 2,
+        });
+    }
+}
+
+/// 512-byte clusters and 64-bit refcounts: one cluster of the refcount table counts 2 MiB.
+#[test]
+fn crash_safe_while_the_refcount_table_moves() {
+    let mut create = overlay(4 << 20, 512, 64);
+    create.backing = None;
+    let storage = Arc::new(CrashStorage::default());
+    create_and_fill(&storage, &create);
+    let log = std::mem::take(&mut *storage.log.lock().unwrap());
+    // The header is written when the table has moved: look around these points.
+    let moves: Vec<usize> = log
+        .iter()
+        .enumerate()
+        .filter(|(_, change)| matches!(change, Change::Write(48, data) if data.len() == 12))
+        .map(|(i, _)| i)
+        .collect();
+    assert!(!moves.is_empty(), "the table did not move");
+    let mut random = Random(5);
+    for &moved in &moves {
+        for position in moved.saturating_sub(8)..(moved + 12).min(log.len()) {
+            let synced = log[..position]
+                .iter()
+                .rposition(|c| matches!(c, Change::Sync));
+            let pending = synced.map_or(0, |i| i + 1);
+            let mut durable = Vec::new();
+            log[..pending]
+                .iter()
+                .for_each(|change| apply(&mut durable, change));
+            for _ in 0..4 {
+                let mut bytes = durable.clone();
+                tear(&mut bytes, &log[pending..position], &mut random);
+                let report = check(&bytes);
+                assert!(
+                    report.corruptions.is_empty(),
+                    "{position}: {:?}",
+                    report.corruptions
+                );
+            }
+        }
+    }
+}
+
+fn create_and_fill(storage: &Arc<CrashStorage>, options: &CreateOptions) {
+    create(Path::new(NAME), storage.clone(), options).unwrap();
+    let open = OpenOptions::new(Format::Qcow2);
+    let image = Image::open_over(Path::new(NAME), storage.clone(), &open, None).unwrap();
+    for i in 0..60 {
+        image.write(i * 65536, &vec![i as u8 + 1; 65536]).unwrap();
+        image.flush().unwrap();
+    }
+    drop(image);
+    let report = check(&storage.now.to_vec());
+    assert!(
+        report.corruptions.is_empty() && report.leaks.is_empty(),
+        "{report:?}"
+    );
+}
