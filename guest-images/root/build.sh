@@ -11,7 +11,9 @@ ln -s ../run var/run
 cp /bin/busybox bin/busybox
 chmod 755 bin/busybox
 bin/busybox --list-full | while read -r name; do
-    [ "$name" = bin/busybox ] || [ -e "$name" ] || ln -s /bin/busybox "$name"
+    case $name in
+        */*) [ -e "$name" ] || ln -s /bin/busybox "$name" ;;
+    esac
 done
 
 for name in fstab group hostname inittab passwd profile; do

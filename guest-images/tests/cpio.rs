@@ -1,5 +1,5 @@
 //! Archives are what `cpio` takes for one.
-#![allow(missing_docs, reason = "a test")]
+#![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
 
 use std::io::Write;
 use std::process::{Command, Stdio};

@@ -1,6 +1,6 @@
 //! PID 1, booted for real, in QEMU without KVM: the kernel is the small one, which is built on
 //! first use.
-#![allow(missing_docs, reason = "a test")]
+#![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
 
 mod qemu;
 

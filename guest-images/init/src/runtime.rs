@@ -40,7 +40,14 @@ unsafe extern "C" fn memmove() {
 #[unsafe(naked)]
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memset() {
-    naked_asm!("mov r8, rdi", "mov eax, esi", "mov rcx, rdx", "rep stosb", "mov rax, r8", "ret")
+    naked_asm!(
+        "mov r8, rdi",
+        "mov eax, esi",
+        "mov rcx, rdx",
+        "rep stosb",
+        "mov rax, r8",
+        "ret"
+    )
 }
 
 /// # Safety

@@ -1,6 +1,7 @@
 //! What a C library would bring: the entry point, memory, the end on a panic.
 
 use core::arch::naked_asm;
+use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 use core::panic::PanicInfo;
 
@@ -21,15 +22,23 @@ extern "C" fn begin() -> ! {
     crate::raw::exit(0)
 }
 
-/// Takes no memory until it is touched.
 const HEAP_SIZE: usize = 16 << 20;
-static mut HEAP: [MaybeUninit<u8>; HEAP_SIZE] = [MaybeUninit::uninit(); HEAP_SIZE];
 
+/// The memory that is given out. It takes none of the machine's until it is touched.
+struct Heap(UnsafeCell<MaybeUninit<[u8; HEAP_SIZE]>>);
+
+// SAFETY: only the allocator touches it, and this process never has a second thread.
+unsafe impl Sync for Heap {}
+
+static HEAP: Heap = Heap(UnsafeCell::new(MaybeUninit::uninit()));
+
+// SAFETY: nothing else touches the heap, and it lives for ever.
+const CLAIM: ClaimOnOom =
+    unsafe { ClaimOnOom::new(Span::from_base_size(HEAP.0.get().cast(), HEAP_SIZE)) };
+
+/// Without a lock: this process never has a second thread.
 #[global_allocator]
-static ALLOCATOR: Talck<talc::locking::AssumeUnlockable, ClaimOnOom> =
-    // SAFETY: nothing else touches HEAP, and this process never has a second thread, so the
-    // allocator needs no lock.
-    Talc::new(unsafe { ClaimOnOom::new(Span::from_array(&raw mut HEAP)) }).lock();
+static ALLOCATOR: Talck<talc::locking::AssumeUnlockable, ClaimOnOom> = Talc::new(CLAIM).lock();
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {

@@ -1,5 +1,5 @@
 //! Messages survive the wire, and what is no message is refused.
-#![allow(missing_docs, reason = "a test")]
+#![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
 
 use cowshed_guest_protocol::{
     Decoder, Failure, FromGuest, Item, MAX_DATA, MAX_FRAME, Message, Stamp, Start, ToGuest,
