@@ -27,7 +27,7 @@ pub enum Error {
 
 /// Maps `size` bytes of guest memory with the hole below 4 GiB left out (see [`layout`]).
 pub fn allocate(size: u64) -> Result<GuestMemoryMmap, Error> {
-    if !(MIN..=MAX).contains(&size) || size % 4096 != 0 {
+    if !(MIN..=MAX).contains(&size) || !size.is_multiple_of(4096) {
         return Err(Error::Size(size));
     }
     let below = size.min(layout::HOLE);

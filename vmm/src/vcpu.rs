@@ -213,8 +213,10 @@ impl Running {
 
 /// The width of each item of a port access: a string instruction moves many in one exit.
 fn port_width(run: *mut kvm_run) -> usize {
-    // SAFETY: `run` is the vCPU's mapping, and the exit reason said that `io` is what is set.
-    let width = unsafe { (*run).__bindgen_anon_1.io.size };
+    // SAFETY: `run` is the vCPU's mapping; what the exit's data borrows lies outside this struct.
+    let run = unsafe { &*run };
+    // SAFETY: plain integers, and the exit reason said that `io` is the member that is set.
+    let width = unsafe { run.__bindgen_anon_1.io }.size;
     usize::from(width).max(1)
 }
 

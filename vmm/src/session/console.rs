@@ -18,7 +18,7 @@ const PANIC_ENDS: [&str; 2] = ["---[ end Kernel panic", "Rebooting in "];
 
 /// The console of one run. Clones share it.
 #[derive(Clone)]
-pub struct Console(Arc<Mutex<State>>);
+pub(super) struct Console(Arc<Mutex<State>>);
 
 struct State {
     kept: VecDeque<u8>,
@@ -31,7 +31,7 @@ struct State {
 impl Console {
     /// A console that writes what it hears to `log` and to `screen`, and calls `on_panic` once
     /// the guest's kernel has said all of its last words.
-    pub fn new(
+    pub(super) fn new(
         log: Option<File>,
         screen: Option<Box<dyn Write + Send>>,
         on_panic: impl Fn() + Send + 'static,
@@ -47,12 +47,12 @@ impl Console {
     }
 
     /// The panic's message, if there was one.
-    pub fn panic(&self) -> Option<String> {
+    pub(super) fn panic(&self) -> Option<String> {
         self.state().panic.clone()
     }
 
     /// The last lines, without control characters.
-    pub fn last_lines(&self) -> Vec<String> {
+    pub(super) fn last_lines(&self) -> Vec<String> {
         let bytes: Vec<u8> = self.state().kept.iter().copied().collect();
         let text = String::from_utf8_lossy(&bytes);
         let lines: Vec<String> = text

@@ -37,11 +37,12 @@ pub(super) struct Guest {
 
 /// Opens what the configuration names and makes what it leaves to us.
 pub(super) fn prepare(config: &config::Run, host: Virtualization) -> Result<Guest, Error> {
-    let builder = Builder::new(Progress::to_stderr())?;
+    // Only asked for what is needed: a run with everything given needs no cache folder.
+    let builder = || Builder::new(Progress::to_stderr());
     let (kernel, own_initrd) = match &config.kernel {
         Some(path) => (path.clone(), None),
         None => {
-            let files = builder.kernel(match host {
+            let files = builder()?.kernel(match host {
                 Virtualization::Hardware => Kernel::DebianCloud,
                 Virtualization::Emulated => Kernel::Small,
             })?;
@@ -49,20 +50,24 @@ pub(super) fn prepare(config: &config::Run, host: Virtualization) -> Result<Gues
         }
     };
     let root = match config.root {
-        Root::Default(_) => Some(builder.root_image()?),
+        Root::Default(_) => Some(builder()?.root_image()?),
         Root::Image(_) | Root::None => None,
     };
+    let mut cmdline = cmdline(config, host);
+    // A kernel whose drivers are modules cannot mount its root by itself: our init does that and
+    // makes way for the root's own.
+    let hands_over = own_initrd.is_some() && config.initrd.is_none() && config.command.is_none();
+    if hands_over {
+        cmdline.push_str(" cowshed.handover");
+    }
+    let wants_init = config.command.is_some() || hands_over;
+    let init = wants_init.then(|| builder()?.init()).transpose()?;
     let initrd = config.initrd.clone().or(own_initrd);
-    let init = config
-        .command
-        .as_ref()
-        .map(|_| builder.init())
-        .transpose()?;
     Ok(Guest {
         kernel: open(&kernel)?,
         initrd: initrd.as_deref().map(open).transpose()?,
         init: init.map(|program| initramfs(&program)),
-        cmdline: cmdline(config, host),
+        cmdline,
         root,
     })
 }

@@ -19,7 +19,7 @@ const MAX_COPY_OUT: u64 = 64 << 30;
 
 /// What the conversation came to, in order; one of the last five ends it.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Event {
+pub(super) enum Event {
     /// PID 1 is up.
     Hello,
     /// The command runs.
@@ -37,28 +37,28 @@ pub enum Event {
 }
 
 /// What the guest is to do.
-pub struct Job {
+pub(super) struct Job {
     /// The command and its arguments.
-    pub command: Vec<std::ffi::OsString>,
+    pub(super) command: Vec<std::ffi::OsString>,
     /// Environment.
-    pub env: Vec<(std::ffi::OsString, std::ffi::OsString)>,
+    pub(super) env: Vec<(std::ffi::OsString, std::ffi::OsString)>,
     /// Working directory.
-    pub cwd: Option<std::path::PathBuf>,
+    pub(super) cwd: Option<std::path::PathBuf>,
     /// Host to guest.
-    pub copy_in: Vec<config::Copy>,
+    pub(super) copy_in: Vec<config::Copy>,
     /// Guest to host.
-    pub copy_out: Vec<config::Copy>,
+    pub(super) copy_out: Vec<config::Copy>,
 }
 
 /// A running conversation.
-pub struct Conversation {
+pub(super) struct Conversation {
     socket: UnixStream,
     thread: JoinHandle<()>,
 }
 
 impl Conversation {
     /// Talks over `socket` on a thread of its own; `tell` hears what comes of it.
-    pub fn start(
+    pub(super) fn start(
         job: Job,
         socket: UnixStream,
         tell: impl Fn(Event) + Send + 'static,
@@ -81,7 +81,7 @@ impl Conversation {
 
     /// Passes a signal to the command, which must have started. A guest that does not read loses
     /// it: nobody waits for such a guest.
-    pub fn signal(&self, number: u8) {
+    pub(super) fn signal(&self, number: u8) {
         let mut frame = Vec::new();
         let flags = rustix::net::SendFlags::DONTWAIT | rustix::net::SendFlags::NOSIGNAL;
         let sent = ToGuest::Signal { number }
@@ -94,7 +94,7 @@ impl Conversation {
     }
 
     /// Hangs up and waits for the thread.
-    pub fn end(self) {
+    pub(super) fn end(self) {
         // Fails when the guest's end is closed: then the thread is on its way out already.
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
         if self.thread.join().is_err() {
