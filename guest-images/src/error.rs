@@ -17,9 +17,6 @@ pub enum Error {
         /// Their names.
         packages: Vec<&'static str>,
     },
-    /// The package lists of apt do not have a package.
-    #[error("apt knows no package {0}: run apt-get update, on Debian 12")]
-    UnknownPackage(String),
     /// This source tree is needed and not where it was when this program was built.
     #[error("cannot build {what}: its sources are no longer in {}", folder.display())]
     NoSources {

@@ -70,6 +70,12 @@ pub const PACKAGES: &[Package] = &[
     ),
     package(Needed::DebianKernel, "dpkg", "dpkg-deb", "unpacks it"),
     package(
+        Needed::DebianKernel,
+        "kmod",
+        "depmod",
+        "finds what its modules depend on",
+    ),
+    package(
         Needed::SmallKernel,
         "linux-source-6.1",
         SOURCE,

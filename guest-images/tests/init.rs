@@ -195,17 +195,23 @@ fn without_a_disk_the_command_runs_in_the_initramfs() {
 }
 
 #[test]
-fn debians_kernel_has_its_modules_loaded() {
+fn debians_kernel_has_its_modules_loaded_and_their_memory_back() {
     let (_, disk) = kernel_and_disk();
     let kernel = qemu::builder().kernel(Kernel::DebianCloud).unwrap();
     let mut guest = Guest::boot(&kernel, Some(&disk), "root=/dev/vda");
     guest.hear(|said| assert_eq!(said, FromGuest::Hello { version: VERSION }));
-    let argv = vec![&b"sh"[..], b"-c", b"grep -c virtio /proc/modules; exit 7"];
+    let script = b"grep -c -E '^virtio_(pci|blk|console|rng) ' /proc/modules; \
+        awk '/^Unevictable/ { print ($2 < 1000) }' /proc/meminfo; exit 7";
+    let argv = vec![&b"sh"[..], b"-c", script];
     guest.tell(&ToGuest::Start(Start {
         argv,
         ..Start::default()
     }));
     guest.hear(|said| assert_eq!(said, FromGuest::Started));
     guest.hear(|said| assert_eq!(said, FromGuest::Exited { code: 7 }));
+    assert_eq!(
+        String::from_utf8(read(&mut guest.stdout)).unwrap(),
+        "4\n1\n"
+    );
     guest.end();
 }

@@ -5,7 +5,8 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use cowshed_guest_protocol::Failure;
-use rustix::fs::{Access, Dir, Mode, OFlags};
+use rustix::fd::OwnedFd;
+use rustix::fs::{Access, Dir, FileType, Mode, OFlags};
 use rustix::mount::{MountFlags, mount, mount_move};
 
 use crate::kernel_args::{KernelArgs, read_file};
@@ -20,7 +21,7 @@ const PATIENCE: u32 = 10_000;
 
 /// Mounts the root and moves onto it; without a disk, stays in the initramfs.
 pub(crate) fn enter(modules: &Modules, args: &KernelArgs) -> Result<(), Stop> {
-    modules.load(&["virtio_blk"])?;
+    modules.load(&["virtio_blk", "virtio_rng"])?;
     let disk = match &args.root {
         Some(root) => named(root)?,
         None if exists(DEFAULT) => DEFAULT.to_string(),
@@ -37,7 +38,41 @@ pub(crate) fn enter(modules: &Modules, args: &KernelArgs) -> Result<(), Stop> {
     };
     let options = alloc::ffi::CString::new(args.root_flags.as_str()).unwrap_or_default();
     mount(&*device, NEW_ROOT, &*kind, flags, &*options).map_err(Stop::boot(&doing))?;
+    if exists("/lib/modules") {
+        free_initramfs();
+    }
     switch().map_err(Stop::boot("move onto the root file system"))
+}
+
+/// Removes what takes memory in an initramfs with modules: its files, not what is mounted in it.
+fn free_initramfs() {
+    let open = |path: &str| {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::open(path, flags, Mode::empty())
+    };
+    let device = |folder: &OwnedFd| rustix::fs::fstat(folder).map(|stat| stat.st_dev);
+    let Ok(here) = open("/").and_then(|root| device(&root)) else {
+        return;
+    };
+    let mut folders = alloc::vec![String::new()];
+    while let Some(path) = folders.pop() {
+        let Ok(folder) = open(&format!("{path}/")) else {
+            continue;
+        };
+        if device(&folder) != Ok(here) {
+            continue;
+        }
+        for entry in Dir::new(folder).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy();
+            match entry.file_type() {
+                FileType::Directory if !matches!(&*name, "." | "..") => {
+                    folders.push(format!("{path}/{name}"));
+                }
+                FileType::RegularFile => drop(rustix::fs::unlink(format!("{path}/{name}"))),
+                _ => {}
+            }
+        }
+    }
 }
 
 /// Makes what is mounted at [`NEW_ROOT`] the root, and takes the pseudo file systems along.

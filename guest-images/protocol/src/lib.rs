@@ -16,6 +16,24 @@
 //!
 //! At any point the guest may instead say [`FromGuest::Error`] and power off.
 //!
+//! # What the ports carry besides bytes
+//!
+//! The virtio-console control message `PORT_OPEN` says whether the VMM's end is open, and the
+//! driver tells a closed one from a slow one by it:
+//!
+//! - The VMM opens its end of all four ports before it names the last of them (`PORT_NAME`): PID 1
+//!   begins when it finds all names.
+//! - The end of the standard input is closing that port, after its last byte was put in the queue.
+//! - Closing the output ports tells the command that nobody reads any more (`SIGPIPE`).
+//! - What was written is in the queues when the status is said: drain the output queues then.
+//!
+//! # The kernel's command line
+//!
+//! PID 1 mounts the disk that `root=` names (`/dev/vda` if that is there, else it stays in the
+//! initramfs), or its largest partition, of the type `rootfstype=` or what it finds, with
+//! `rootflags=`, and `ro` if that is said; `cowshed.root=` goes before `root=`. With
+//! `cowshed.handover` it talks to nobody, and becomes the init of that root once it is mounted.
+//!
 //! Each end takes the other for hostile: a length is checked before anything is allocated, and a
 //! message that does not parse ends the conversation.
 #![no_std]

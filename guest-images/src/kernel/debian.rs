@@ -8,8 +8,7 @@ use crate::packages::{self, Needed};
 use crate::recipe::Recipe;
 use crate::{Error, modules};
 
-/// Depends on the current version's package.
-const META_PACKAGE: &str = "linux-image-cloud-amd64";
+const RECIPE: &str = include_str!("../../kernel/debian.sh");
 const WHAT: &str = "downloading Debian's cloud kernel";
 
 /// What `init` may need before the root file system is there. `crc32c_generic` is what ext4 and
@@ -24,24 +23,12 @@ const INITRD_MODULES: &[&str] = &[
     "xfs",
     "btrfs",
     "squashfs",
-    "overlay",
 ];
 /// What a guest needs that runs guests itself.
 const NESTED_MODULES: &[&str] = &["kvm", "kvm_amd", "kvm_intel"];
 
-const UNPACK: &str = "
-package=$(apt-cache depends --important \"$META\" | sed -n 's/^ *Depends: \\(linux-image-[0-9].*\\)$/\\1/p')
-if [ -z \"$package\" ]; then echo \"no dependency of $META is a kernel\"; exit 1; fi
-apt-get download \"$package\"
-dpkg-deb --extract \"$package\"_*.deb tree
-release=${package#linux-image-}
-cp tree/boot/vmlinuz-* \"$OUT/vmlinuz\"
-mkdir -p tree/usr
-/sbin/depmod --basedir tree \"$release\"
-";
-
 pub(super) fn kernel(cache: &Cache) -> Result<KernelFiles, Error> {
-    let key = Key::default().with(UNPACK.as_bytes());
+    let key = Key::default().with(RECIPE.as_bytes());
     let modules = INITRD_MODULES.iter().chain(NESTED_MODULES);
     let key = modules
         .fold(key, |key, name| key.with(name.as_bytes()))
@@ -57,9 +44,7 @@ pub(super) fn kernel(cache: &Cache) -> Result<KernelFiles, Error> {
 
 fn make(recipe: &Recipe) -> Result<(), Error> {
     packages::require(Needed::DebianKernel, "Debian's cloud kernel")?;
-    let mut command = recipe.shell(UNPACK);
-    command.env("META", META_PACKAGE);
-    recipe.run(command)?;
+    recipe.run(recipe.shell(RECIPE))?;
     let tree = recipe.work.join("tree/lib/modules");
     let release = modules::release(&tree)?;
     modules::keep(
