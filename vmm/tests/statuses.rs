@@ -6,7 +6,7 @@ fn cowshed(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_cowshed"))
         .args(args)
         .output()
-        .unwrap()
+        .expect("cowshed starts")
 }
 
 #[test]

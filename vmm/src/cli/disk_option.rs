@@ -27,8 +27,8 @@ pub(super) enum DiskError {
     Format { key: &'static str, value: String },
     #[error("a serial number is at most 20 printable ASCII characters")]
     Serial,
-    #[error("size={value}: {source}")]
-    Size { value: String, source: ValueError },
+    #[error("size={value}: {why}")]
+    Size { value: String, why: ValueError },
     #[error("a disk's size is a multiple of 512 bytes, and not 0")]
     SizeUnaligned,
     #[error("{0} and {1} exclude each other{2}")]
@@ -181,7 +181,7 @@ fn size(value: String) -> Result<u64, DiskError> {
     match value::size(&value) {
         Ok(bytes) if bytes > 0 && bytes.is_multiple_of(512) => Ok(bytes),
         Ok(_) => Err(DiskError::SizeUnaligned),
-        Err(source) => Err(DiskError::Size { value, source }),
+        Err(why) => Err(DiskError::Size { value, why }),
     }
 }
 

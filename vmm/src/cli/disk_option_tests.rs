@@ -92,7 +92,7 @@ fn refusals() {
             "a,size=1X",
             Size {
                 value: "1X".to_owned(),
-                source: ValueError::Size,
+                why: ValueError::Size,
             },
         ),
         ("a,overlay=", NoValue("overlay")),

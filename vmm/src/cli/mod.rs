@@ -6,7 +6,7 @@ mod run;
 mod value;
 
 use std::ffi::OsString;
-use std::io::Write as _;
+use std::io::{IsTerminal, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 

@@ -6,6 +6,8 @@ use std::os::fd::BorrowedFd;
 use cowshed_devices::virtio::block::disk::{Disk, Extent, Geometry, Plan};
 use cowshed_qcow::Image;
 
+use crate::report::chain;
+
 /// Largest block size that a guest is told: that of QEMU's default clusters. Guests take it as
 /// the best unit of I/O, which bigger clusters are not.
 const MAX_BLOCK_SIZE: u32 = 64 << 10;
@@ -43,32 +45,37 @@ impl Disk for ImageDisk {
     }
 
     fn plan_read(&self, offset: u64, len: u64) -> io::Result<Plan> {
-        Ok(plan(self.image.plan_read(offset, len)?))
+        self.image.plan_read(offset, len).map(plan).map_err(whole)
     }
 
     fn plan_write(&self, offset: u64, len: u64) -> io::Result<Plan> {
-        Ok(plan(self.image.plan_write(offset, len)?))
+        self.image.plan_write(offset, len).map(plan).map_err(whole)
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        Ok(self.image.read(offset, buf)?)
+        self.image.read(offset, buf).map_err(whole)
     }
 
     fn write(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        Ok(self.image.write(offset, buf)?)
+        self.image.write(offset, buf).map_err(whole)
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        Ok(self.image.write_zeroes(offset, len, unmap)?)
+        self.image.write_zeroes(offset, len, unmap).map_err(whole)
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        Ok(self.image.discard(offset, len)?)
+        self.image.discard(offset, len).map_err(whole)
     }
 
     fn flush(&self) -> io::Result<()> {
-        Ok(self.image.flush()?)
+        self.image.flush().map_err(whole)
     }
+}
+
+/// The device logs an error in one line: its causes must be in it.
+fn whole(error: cowshed_qcow::Error) -> io::Error {
+    io::Error::new(error.kind(), chain(&error))
 }
 
 fn plan(plan: cowshed_qcow::Plan) -> Plan {

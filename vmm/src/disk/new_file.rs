@@ -10,6 +10,8 @@ use rustix::io::Errno;
 
 use super::overlay::folder_of;
 
+const FLAGS: OFlags = OFlags::RDWR.union(OFlags::CLOEXEC);
+
 /// A file without a name. Where the file system has no such thing it has a temporary one, which
 /// goes when this is dropped.
 #[derive(Debug)]
@@ -32,21 +34,21 @@ impl NewFile {
 
     fn new(folder: &Path, mode: u32) -> io::Result<Self> {
         let mode = Mode::from_raw_mode(mode);
-        let flags = OFlags::RDWR | OFlags::CLOEXEC;
-        match rustix::fs::open(folder, flags | OFlags::TMPFILE, mode) {
-            Ok(fd) => {
-                return Ok(Self {
-                    file: fd.into(),
-                    temporary: None,
-                });
-            }
-            Err(Errno::OPNOTSUPP | Errno::ISDIR) => {}
-            Err(errno) => return Err(errno.into()),
+        match rustix::fs::open(folder, FLAGS | OFlags::TMPFILE, mode) {
+            Ok(fd) => Ok(Self {
+                file: fd.into(),
+                temporary: None,
+            }),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR) => Self::with_name(folder, mode),
+            Err(errno) => Err(errno.into()),
         }
+    }
+
+    fn with_name(folder: &Path, mode: Mode) -> io::Result<Self> {
         for attempt in 0..100 {
             let name = format!(".cowshed-{}-{attempt}", std::process::id());
             let path = folder.join(name);
-            match rustix::fs::open(&path, flags | OFlags::CREATE | OFlags::EXCL, mode) {
+            match rustix::fs::open(&path, FLAGS | OFlags::CREATE | OFlags::EXCL, mode) {
                 Ok(fd) => {
                     return Ok(Self {
                         file: fd.into(),
@@ -110,4 +112,73 @@ pub(super) fn keep(file: &File, path: &Path) -> io::Result<()> {
 fn link(file: &File, path: &Path) -> Result<(), Errno> {
     let source = format!("/proc/self/fd/{}", file.as_raw_fd());
     linkat(CWD, source, CWD, path, AtFlags::SYMLINK_FOLLOW)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(folder).unwrap();
+        entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn nothing_that_is_there_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("there");
+        std::fs::write(&path, "old").unwrap();
+        let new = NewFile::beside(&path).unwrap();
+        assert_eq!(
+            new.publish(&path).unwrap_err().kind(),
+            io::ErrorKind::AlreadyExists
+        );
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert_eq!(names(folder.path()), ["there"]);
+    }
+
+    #[test]
+    fn a_temporary_name_goes_in_the_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let new = || NewFile::with_name(folder.path(), Mode::RUSR | Mode::WUSR).unwrap();
+        let (first, second) = (new(), new());
+        assert_eq!(names(folder.path()).len(), 2);
+        std::fs::write(first.temporary.as_ref().unwrap(), "content").unwrap();
+        let path = folder.path().join("named");
+        assert!(second.temporary.is_some());
+        drop(second);
+        first.publish(&path).unwrap();
+        assert_eq!(names(folder.path()), ["named"]);
+        assert_eq!(std::fs::read(&path).unwrap(), b"content");
+    }
+
+    #[test]
+    fn what_cannot_be_linked_is_copied() {
+        use std::io::Write;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kept");
+        let mut lost = NewFile::with_name(folder.path(), Mode::RUSR | Mode::WUSR).unwrap();
+        std::fs::remove_file(lost.temporary.take().unwrap()).unwrap();
+        lost.file.write_all(b"content").unwrap();
+        keep(&lost.file, &path).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"content");
+        assert_eq!(
+            keep(&lost.file, &path).unwrap_err().kind(),
+            io::ErrorKind::AlreadyExists
+        );
+        assert_eq!(names(folder.path()), ["kept"]);
+    }
+
+    #[test]
+    fn on_another_file_system_it_is_copied_too() {
+        use std::io::Write;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kept");
+        let mut file = NewFile::nameless(Path::new("/dev/shm")).unwrap();
+        file.write_all(b"content").unwrap();
+        keep(&file, &path).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"content");
+    }
 }

@@ -1,7 +1,6 @@
 //! Disks against images that `qemu-img` made, and locks against QEMU's tools themselves.
 
-use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -482,20 +481,6 @@ fn the_first_throwaway_overlay_is_kept_when_the_run_fails() {
 }
 
 #[test]
-fn an_overlay_that_cannot_be_linked_is_copied() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("kept");
-    // On another file system.
-    let mut lost = tempfile::tempfile_in("/dev/shm").unwrap();
-    lost.write_all(b"content").unwrap();
-    new_file::keep(&lost, &path).unwrap();
-    assert_eq!(std::fs::read(&path).unwrap(), b"content");
-    let error = new_file::keep(&lost, &path).unwrap_err();
-    assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
-}
-
-#[test]
 fn an_overlay_does_not_outgrow_its_bound() {
     if !has_tools() {
         return;
@@ -677,23 +662,4 @@ fn eventually(condition: impl Fn() -> bool) {
         );
         std::thread::yield_now();
     }
-}
-
-#[test]
-fn a_new_file_replaces_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("there");
-    std::fs::write(&path, "old").unwrap();
-    let new = new_file::NewFile::beside(&path).unwrap();
-    assert_eq!(
-        new.publish(&path).unwrap_err().kind(),
-        io::ErrorKind::AlreadyExists
-    );
-    let mut content = String::new();
-    File::open(&path)
-        .unwrap()
-        .read_to_string(&mut content)
-        .unwrap();
-    assert_eq!(content, "old");
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }
