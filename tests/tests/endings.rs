@@ -69,10 +69,9 @@ fn a_hang_ends_by_its_timeout() {
     if !kvm_is_here() {
         return;
     }
-    let (output, reason) = run_script("echo begun; while :; do :; done", &["--timeout=45"]);
-    let output = output.expect_status(124);
+    let (output, reason) = run_script("while :; do :; done", &["--timeout=60"]);
+    let _ = output.expect_status(124);
     assert_eq!(reason, "timeout");
-    assert_eq!(output.stdout(), "begun\n");
 }
 
 #[test]

@@ -1,7 +1,5 @@
 //! Sizes and kernels: CPUs, memory past the hole below 4 GiB, bzImage and ELF.
 
-use std::time::Duration;
-
 use cowshed_guest_images::Kernel;
 use cowshed_tests::cowshed::Cowshed;
 use cowshed_tests::skip::kvm_is_here;
@@ -36,7 +34,6 @@ fn five_gibibytes_under_an_elf_kernel() {
     let work = TempDir::new().unwrap();
     let base = base::make(work.path());
     let run = Cowshed::run()
-        .limit(Duration::from_secs(600))
         .option("--kernel", guest::kernel(Kernel::Small).kernel)
         .option("--memory", "5G")
         .arg(&base)

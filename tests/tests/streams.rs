@@ -1,16 +1,12 @@
 //! Standard input, output and error of the guest's command: binary-clean, apart, independent.
 
 use std::io::{BufRead, BufReader, Read};
-use std::time::Duration;
 
 use cowshed_tests::cowshed::Cowshed;
 use cowshed_tests::skip::kvm_is_here;
 use rustix::process::Signal;
 
 const TEN_MEGABYTES: usize = 10_000_000;
-
-/// Emulated ring 0 copies these bytes several times.
-const LIMIT: Duration = Duration::from_secs(600);
 
 #[test]
 fn ten_megabytes_through_each_stream() {
@@ -23,7 +19,6 @@ fn ten_megabytes_through_each_stream() {
         .collect();
     // `tee` copies what comes in to both; neither can wait for the other's reader.
     let run = Cowshed::run()
-        .limit(LIMIT)
         .stdin(input.clone())
         .script("tee /dev/stderr");
     let output = run.output().expect_status(0);
@@ -48,7 +43,7 @@ fn a_blocked_reader_of_stdout_stalls_stdout_only() {
         "head -c {TEN_MEGABYTES} /dev/zero & \
          read -r line; echo \"stderr: $line\" >&2; wait; echo done >&2"
     );
-    let mut run = Cowshed::run().limit(LIMIT).script(&script).spawn();
+    let mut run = Cowshed::run().script(&script).spawn();
     let mut stdin = run.take_stdin();
     let mut stdout = run.take_stdout();
     let mut stderr = BufReader::new(run.take_stderr());
