@@ -224,12 +224,12 @@ fn overlay(size: u64, cluster_size: u32, refcount_bits: u32) -> CreateOptions {
 /// DESIGN.md's "crash safe", at every change of a small overlay's file.
 #[test]
 fn crash_safe() {
-    for seed in 0..3 {
+    for seed in 0..8 {
         let create = overlay(64 << 10, 512, 16);
         let trial = Trial {
             create,
             base_len: 40 << 10,
-            requests: 60,
+            requests: 120,
             seed,
             points: usize::MAX,
             variants: 3,
@@ -254,9 +254,9 @@ fn crash_safe_with_other_geometries() {
         run(&Trial {
             create,
             base_len: 0,
-            requests: 60,
+            requests: 120,
             seed,
-            points: 60,
+            points: 150,
             variants: 2,
         });
     }

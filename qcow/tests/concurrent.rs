@@ -1,0 +1,173 @@
+//! Requests from several threads at once, and what pins keep from happening.
+
+mod support;
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use cowshed_qcow::{
+    CreateOptions, Extent, FileStorage, Format, Image, MemoryStorage, OpenOptions, Plan, Storage,
+    create,
+};
+use support::Random;
+use support::check::check;
+use support::model::{SECTOR, content};
+
+const NAME: &str = "concurrent.qcow2";
+
+fn image(storage: Arc<dyn Storage>, cluster_size: u32, base: Option<Image>) -> Image {
+    let backing = base.as_ref().map(|_| ("base".into(), Format::Raw));
+    let options = CreateOptions {
+        cluster_size,
+        backing,
+        ..CreateOptions::new(1 << 20)
+    };
+    create(Path::new(NAME), storage.clone(), &options).unwrap();
+    let options = OpenOptions {
+        cache_bytes: 64 << 10,
+        ..OpenOptions::new(Format::Qcow2)
+    };
+    Image::open_over(Path::new(NAME), storage, &options, base).unwrap()
+}
+
+/// Threads that own every fourth sector each, so that they meet in every cluster.
+#[test]
+fn writers_of_one_cluster_do_not_disturb_each_other() {
+    const THREADS: usize = 4;
+    for cluster_size in [4096, 65536] {
+        let storage = Arc::new(MemoryStorage::default());
+        let base: Vec<u8> = (0..900_000_u32).map(|i| (i / 512) as u8 | 1).collect();
+        let raw = OpenOptions {
+            read_only: true,
+            ..OpenOptions::new(Format::Raw)
+        };
+        let below = Arc::new(MemoryStorage::new(base));
+        let below = Image::open_over(Path::new("base"), below, &raw, None).unwrap();
+        let disk = image(storage.clone(), cluster_size, Some(below));
+        let before = content(&disk);
+        let models: Vec<Vec<u8>> = std::thread::scope(|scope| {
+            let (disk, before) = (&disk, &before);
+            let threads = (0..THREADS).map(|thread| {
+                scope.spawn(move || {
+                    let mut model = before.clone();
+                    let mut random = Random(thread as u64);
+                    for i in 0..1500 {
+                        let sectors = model.len() / SECTOR / THREADS;
+                        let sector = random.below(sectors as u64) as usize * THREADS + thread;
+                        let at = sector * SECTOR;
+                        let place = &mut model[at..at + SECTOR];
+                        match random.below(8) {
+                            0 => {
+                                place.fill(0);
+                                disk.write_zeroes(at as u64, SECTOR as u64, i % 2 == 0)
+                                    .unwrap();
+                            }
+                            1 | 2 => {
+                                let mut now = [0; SECTOR];
+                                disk.read(at as u64, &mut now).unwrap();
+                                assert!(now == *place, "thread {thread}, sector {sector}");
+                            }
+                            3 if i % 16 == 0 => disk.flush().unwrap(),
+                            _ => {
+                                place.fill(random.next() as u8);
+                                disk.write(at as u64, place).unwrap();
+                            }
+                        }
+                    }
+                    model
+                })
+            });
+            let threads: Vec<_> = threads.collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect()
+        });
+        let after = content(&disk);
+        for (i, sector) in after.chunks(SECTOR).enumerate() {
+            assert!(
+                sector == &models[i % THREADS][i * SECTOR..][..SECTOR],
+                "sector {i}"
+            );
+        }
+        drop(disk);
+        let report = check(&storage.to_vec());
+        assert!(
+            report.corruptions.is_empty() && report.leaks.is_empty(),
+            "{report:?}"
+        );
+    }
+}
+
+fn place(plan: Plan) -> Option<(u64, cowshed_qcow::Pin)> {
+    match plan {
+        Plan::Fast { extents, pin } => match extents[..] {
+            [
+                Extent::File {
+                    file: 0, offset, ..
+                },
+            ] => Some((offset, pin)),
+            _ => None,
+        },
+        Plan::Slow => None,
+    }
+}
+
+#[test]
+fn a_pinned_cluster_is_not_reused() {
+    let file: File = tempfile::tempfile().unwrap();
+    let disk = image(Arc::new(FileStorage::new(file)), 4096, None);
+    let offset_of = |guest| place(disk.plan_read(guest, 512).unwrap()).map(|(at, _)| at);
+    assert!(
+        place(disk.plan_write(0, 4096).unwrap()).is_none(),
+        "nothing is allocated yet"
+    );
+    disk.write(0, &[1; 8192]).unwrap();
+    let (at, pin) = place(disk.plan_write(0, 4096).unwrap()).expect("allocated: in place");
+    assert_eq!(offset_of(0), Some(at));
+
+    // The request that holds the pin is under way when its cluster is given back.
+    disk.discard(0, 4096).unwrap();
+    assert_eq!(offset_of(0), None);
+    disk.flush().unwrap();
+    for i in 2..12 {
+        disk.write(i * 4096, &[2; 4096]).unwrap();
+        assert_ne!(offset_of(i * 4096), Some(at), "reused while pinned");
+    }
+    drop(pin);
+    disk.flush().unwrap();
+    disk.write(20 * 4096, &[3; 4096]).unwrap();
+    assert_eq!(
+        offset_of(20 * 4096),
+        Some(at),
+        "the lowest free cluster is taken first"
+    );
+
+    // Not before a flush either: the old mapping is still the one in the file.
+    disk.discard(4096, 4096).unwrap();
+    let freed = at + 4096;
+    disk.write(21 * 4096, &[4; 4096]).unwrap();
+    assert_ne!(offset_of(21 * 4096), Some(freed));
+}
+
+#[test]
+fn sequential_writes_land_sequentially_and_plans_merge_them() {
+    let file: File = tempfile::tempfile().unwrap();
+    let disk = image(Arc::new(FileStorage::new(file)), 4096, None);
+    for i in 0..64 {
+        disk.write(i * 4096, &[i as u8 + 1; 4096]).unwrap();
+    }
+    let Plan::Fast { extents, .. } = disk.plan_write(512, 63 * 4096).unwrap() else {
+        panic!("all of it is allocated")
+    };
+    assert_eq!(extents.len(), 1, "{extents:?}");
+    assert!(disk.plan_read(1, u64::MAX).is_err());
+    let Plan::Fast { extents, .. } = disk.plan_read(63 * 4096, 8192).unwrap() else {
+        panic!("nothing is compressed")
+    };
+    assert!(matches!(
+        extents[..],
+        [Extent::File { .. }, Extent::Zero { len: 4096 }]
+    ));
+}
