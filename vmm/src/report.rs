@@ -30,7 +30,7 @@ pub mod status {
 pub enum Outcome {
     /// The command ended with this status.
     Exited(u8),
-    /// The command was ended by this signal.
+    /// The command, or an interactive run, was ended by this signal.
     Signaled(u8),
     /// No command was given, and the guest turned itself off.
     PoweredOff,
@@ -93,7 +93,7 @@ impl Outcome {
     pub fn message(&self) -> Option<String> {
         match self {
             Self::Exited(_) | Self::PoweredOff | Self::Reset | Self::Escaped => None,
-            Self::Signaled(signal) => Some(format!("the command was ended by signal {signal}")),
+            Self::Signaled(signal) => Some(format!("ended by signal {signal}")),
             Self::BootFailed(why) => Some(format!("boot failed: {why}")),
             Self::EndedWithoutStatus(how) => {
                 Some(format!("the guest ended without a status: {how}"))

@@ -15,8 +15,6 @@ static RAW: AtomicBool = AtomicBool::new(false);
 struct Found {
     terminal: OwnedFd,
     state: Termios,
-    /// What was done about each of [`DEADLY`] before.
-    actions: [libc::sigaction; DEADLY.len()],
 }
 
 /// Signals that end a process when nothing is done about them, and can be caught.
@@ -65,7 +63,6 @@ impl RawMode {
             let found = Found {
                 terminal: terminal.try_clone_to_owned()?,
                 state: state.clone(),
-                actions: actions(),
             };
             // Only the holder of `RAW` gets here.
             let _ = FOUND.set(found);
@@ -121,17 +118,6 @@ fn with_stop_signal_blocked(action: impl FnOnce()) {
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut()) };
 }
 
-/// The actions that stand for the deadly signals now.
-fn actions() -> [libc::sigaction; DEADLY.len()] {
-    DEADLY.map(|signal| {
-        // SAFETY: an action is plain data, all zeros is the default one.
-        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-        // SAFETY: asks only, and writes to a live action.
-        unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut action) };
-        action
-    })
-}
-
 fn restore_at_exit() {
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
@@ -145,37 +131,35 @@ fn restore_at_exit() {
     // SAFETY: `at_exit` takes and returns nothing and does not unwind.
     unsafe { libc::atexit(at_exit) };
 
-    let Some(found) = FOUND.get() else { return };
-    for (signal, before) in DEADLY.into_iter().zip(&found.actions) {
+    for signal in DEADLY {
+        // SAFETY: an action is plain data, all zeros is the default one.
+        let mut before: libc::sigaction = unsafe { std::mem::zeroed() };
+        // SAFETY: asks only, and writes to a live action.
+        unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut before) };
         // What is ignored ends nothing. What has a handler is its owner's business, but for the
-        // faults, for which Rust's runtime has one that reports stack overflows.
+        // faults: Rust's runtime has one there, which reports stack overflows.
         let is_fault = signal == libc::SIGSEGV || signal == libc::SIGBUS;
         if before.sa_sigaction == libc::SIG_DFL || is_fault {
-            // SAFETY: an action is plain data; what matters is set below.
-            let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-            action.sa_sigaction = on_deadly as *const () as usize;
-            action.sa_flags = libc::SA_ONSTACK;
-            // SAFETY: `on_deadly` has the signature of a handler without SA_SIGINFO and calls
-            // only what is async-signal-safe.
-            unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
+            set_handler(signal, on_deadly as *const () as usize);
         }
     }
 }
 
-/// Restores the terminal and lets the signal do what it would have done without this.
+/// Async-signal-safe.
+fn set_handler(signal: libc::c_int, handler: libc::sighandler_t) {
+    // SAFETY: an action is plain data; what matters is set below.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = handler;
+    action.sa_flags = libc::SA_ONSTACK;
+    // SAFETY: the handler is the default or `on_deadly`, which has the signature of a handler
+    // without SA_SIGINFO and calls only what is async-signal-safe.
+    unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
+}
+
+/// Restores the terminal and lets the signal do what it does by default.
 extern "C" fn on_deadly(signal: libc::c_int) {
     restore();
-    let before = FOUND.get().and_then(|found| {
-        DEADLY
-            .iter()
-            .zip(&found.actions)
-            .find(|(s, _)| **s == signal)
-            .map(|(_, action)| action)
-    });
-    if let Some(before) = before {
-        // SAFETY: puts back an action that this process had; sigaction is async-signal-safe.
-        unsafe { libc::sigaction(signal, before, std::ptr::null_mut()) };
-    }
+    set_handler(signal, libc::SIG_DFL);
     // The signal is blocked while its handler runs: this one strikes at the return.
     // SAFETY: raise is async-signal-safe.
     unsafe { libc::raise(signal) };

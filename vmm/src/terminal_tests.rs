@@ -141,6 +141,7 @@ fn the_terminal_is_restored_on_every_way_out() {
         Signal::INT,
         Signal::QUIT,
         Signal::USR1,
+        Signal::SEGV,
     ] {
         assert_eq!(
             leave("signal", Some(signal)).signal(),
