@@ -132,6 +132,7 @@ fn start_logging(verbose: u8, format: LogFormat) {
     };
     let log = tracing_subscriber::fmt()
         .with_max_level(level)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => log.init(),
