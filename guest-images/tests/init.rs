@@ -12,7 +12,7 @@ use std::os::fd::AsFd;
 
 use cowshed_guest_images::Kernel;
 use cowshed_guest_protocol::files::{Receiver, send_tree};
-use cowshed_guest_protocol::{Failure, FromGuest, Item, Start, ToGuest, VERSION};
+use cowshed_guest_protocol::{Failure, FromGuest, Item, Stamp, Start, ToGuest, VERSION};
 use qemu::{Guest, kernel_and_disk};
 use tempfile::TempDir;
 
@@ -170,8 +170,40 @@ fn trees_go_in_and_out() {
 }
 
 #[test]
+fn a_tree_that_has_no_place_is_an_error_of_its_own() {
+    let (kernel, disk) = kernel_and_disk();
+    let mut guest = Guest::boot(&kernel, Some(&disk), "root=/dev/vda ro");
+    guest.hear(|said| assert_eq!(said, FromGuest::Hello { version: VERSION }));
+    guest.tell(&ToGuest::CopyIn {
+        destination: b"/etc/hostname",
+        name: b"name",
+    });
+    let stamp = Stamp {
+        mode: 0o644,
+        seconds: 0,
+        nanoseconds: 0,
+    };
+    guest.tell(&ToGuest::Item(Item::File { name: b"", stamp }));
+    guest.hear(|said| match said {
+        FromGuest::Error {
+            failure: Failure::CopyIn,
+            message,
+        } => {
+            assert!(
+                message.contains("cannot write /etc/hostname: read-only"),
+                "{message}"
+            );
+        }
+        other => panic!("{other:?}"),
+    });
+    guest.end();
+}
+
+#[test]
 fn without_a_disk_the_command_runs_in_the_initramfs() {
-    let (kernel, _) = kernel_and_disk();
+    let (mut kernel, _) = kernel_and_disk();
+    // The other tests boot the ELF file.
+    kernel.kernel = kernel.bzimage.clone();
     let mut guest = Guest::boot(&kernel, None, "");
     guest.hear(|said| assert_eq!(said, FromGuest::Hello { version: VERSION }));
     let destination = b"/hello";

@@ -4,7 +4,7 @@ use alloc::ffi::CString;
 use alloc::format;
 use alloc::vec::Vec;
 
-use cowshed_guest_protocol::Failure;
+use cowshed_guest_protocol::{Failure, Reason};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::Pid;
@@ -50,7 +50,11 @@ fn refused(job: &Job, doing: u8, errno: Errno) -> Stop {
         .map(|name| name.to_string_lossy())
         .unwrap_or_default();
     if doing == CHANGING_DIRECTORY {
-        let message = format!("cannot change to {}: {errno}", job.cwd.to_string_lossy());
+        let message = format!(
+            "cannot change to {}: {}",
+            job.cwd.to_string_lossy(),
+            Reason(errno)
+        );
         return Stop {
             failure: Failure::NotExecutable,
             message,
@@ -63,7 +67,7 @@ fn refused(job: &Job, doing: u8, errno: Errno) -> Stop {
         },
         _ => Stop {
             failure: Failure::NotExecutable,
-            message: format!("{command}: {errno}"),
+            message: format!("{command}: {}", Reason(errno)),
         },
     }
 }

@@ -3,7 +3,7 @@
 use alloc::string::ToString;
 
 use cowshed_guest_protocol::files::{ReceiveError, Receiver, send_tree};
-use cowshed_guest_protocol::{Failure, FromGuest, Item};
+use cowshed_guest_protocol::{Failure, FromGuest, Item, Reason};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 
@@ -30,13 +30,15 @@ impl CopyIn {
 
 /// Sends the tree at `source`, or why it cannot be sent.
 pub(crate) fn out(control: &mut Control, source: &[u8]) {
-    let sent = root().map_err(|errno| errno.to_string()).and_then(|root| {
-        let mut sink = |item: Item<'_>| {
-            control.send(&FromGuest::Item(item));
-            Ok::<(), core::convert::Infallible>(())
-        };
-        send_tree(root.as_fd(), source, &mut sink).map_err(|error| error.to_string())
-    });
+    let sent = root()
+        .map_err(|errno| Reason(errno).to_string())
+        .and_then(|root| {
+            let mut sink = |item: Item<'_>| {
+                control.send(&FromGuest::Item(item));
+                Ok::<(), core::convert::Infallible>(())
+            };
+            send_tree(root.as_fd(), source, &mut sink).map_err(|error| error.to_string())
+        });
     if let Err(message) = sent {
         control.send(&FromGuest::Item(Item::Failed { message: &message }));
     }

@@ -28,7 +28,7 @@ mod runtime;
 mod start;
 mod supervise;
 
-use cowshed_guest_protocol::{Failure, FromGuest, VERSION};
+use cowshed_guest_protocol::{Failure, FromGuest, Reason, VERSION};
 use rustix::system::RebootCommand;
 
 use crate::control::Control;
@@ -47,7 +47,7 @@ impl Stop {
     fn boot(doing: &str) -> impl FnOnce(rustix::io::Errno) -> Self {
         move |errno| Self {
             failure: Failure::Boot,
-            message: alloc::format!("cannot {doing}: {errno}"),
+            message: alloc::format!("cannot {doing}: {}", Reason(errno)),
         }
     }
 }

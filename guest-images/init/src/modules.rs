@@ -3,7 +3,7 @@
 use alloc::format;
 use alloc::string::{String, ToString};
 
-use cowshed_guest_protocol::Failure;
+use cowshed_guest_protocol::{Failure, Reason};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
@@ -73,7 +73,7 @@ impl Modules {
             Ok(()) | Err(Errno::EXIST) => Ok(()),
             Err(errno) => Err(Stop {
                 failure: Failure::Boot,
-                message: format!("cannot load the kernel module {path}: {errno}"),
+                message: format!("cannot load the kernel module {path}: {}", Reason(errno)),
             }),
         }
     }

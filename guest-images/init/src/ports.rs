@@ -4,7 +4,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use cowshed_guest_protocol::{CONTROL_PORT, Failure, STDERR_PORT, STDIN_PORT, STDOUT_PORT};
+use cowshed_guest_protocol::{CONTROL_PORT, Failure, Reason, STDERR_PORT, STDIN_PORT, STDOUT_PORT};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Dir, Mode, OFlags};
@@ -41,7 +41,10 @@ impl Ports {
         }
         Err(Stop {
             failure: Failure::Boot,
-            message: format!("the VMM's virtio-console ports did not appear: {last}"),
+            message: format!(
+                "the VMM's virtio-console ports did not appear: {}",
+                Reason(last)
+            ),
         })
     }
 

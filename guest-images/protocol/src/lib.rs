@@ -45,12 +45,14 @@ pub mod files;
 mod frame;
 mod from_guest;
 mod item;
+mod reason;
 mod to_guest;
 mod wire;
 
 pub use frame::{Decoder, Message};
 pub use from_guest::{Failure, FromGuest};
 pub use item::{Item, Stamp};
+pub use reason::Reason;
 pub use to_guest::{Start, ToGuest};
 pub use wire::WireError;
 

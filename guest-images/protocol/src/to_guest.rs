@@ -11,7 +11,7 @@ use crate::wire::{Reader, WireError, Writer};
 pub enum ToGuest<'a> {
     /// The [`Item`]s that follow are a tree to copy into the guest.
     CopyIn {
-        /// Where to, by the rules of [`files::Destination`](crate::files::Destination).
+        /// Where to, by the rules of [`files`](crate::files).
         destination: &'a [u8],
         /// The name of the tree's root, for a destination that is an existing directory; empty
         /// to copy what the root has in it rather than the root itself.

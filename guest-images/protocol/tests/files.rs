@@ -287,7 +287,7 @@ fn what_cannot_be_read_is_named() {
         sent.unwrap_err().to_string()
     };
     assert!(
-        send(b"absent").contains("cannot read absent: No such file"),
+        send(b"absent").contains("cannot read absent: no such file"),
         "{}",
         send(b"absent")
     );

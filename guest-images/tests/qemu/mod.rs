@@ -43,7 +43,7 @@ impl Guest {
         qemu.args("-accel tcg -cpu max -m 512 -device virtio-rng-pci".split(' '));
         qemu.args("-device virtio-serial-pci,disable-legacy=on".split(' '));
         qemu.arg("-kernel")
-            .arg(&kernel.bzimage)
+            .arg(&kernel.kernel)
             .arg("-initrd")
             .arg(initrd_path);
         qemu.args([
@@ -70,7 +70,8 @@ impl Guest {
             qemu.args(["-drive", &file]);
             qemu.args(["-device", "virtio-blk-pci,drive=root,disable-legacy=on"]);
         }
-        let qemu = qemu.stdin(Stdio::null()).spawn().unwrap();
+        let qemu = qemu.stdin(Stdio::null()).spawn();
+        let qemu = qemu.expect("qemu-system-x86_64 (apt-get install qemu-system-x86)");
         let [stdin, stdout, stderr, control] = listeners.map(|l| l.accept().unwrap().0);
         let decoder = Decoder::default();
         Self {

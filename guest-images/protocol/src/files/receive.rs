@@ -9,13 +9,13 @@ use rustix::io::Errno;
 
 use super::MAX_DEPTH;
 use super::destination::{Place, place};
-use crate::{Item, Stamp};
+use crate::{Item, Reason, Stamp};
 
 /// Why a tree was not received whole. What arrived before stays.
 #[derive(Debug, thiserror::Error)]
 pub enum ReceiveError {
     /// A part could not be made.
-    #[error("cannot write {path}: {errno}")]
+    #[error("cannot write {path}: {}", Reason(*errno))]
     Write {
         /// The part, under the destination as it was given.
         path: String,

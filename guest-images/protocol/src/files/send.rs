@@ -9,13 +9,13 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::MAX_DEPTH;
-use crate::{Item, MAX_DATA, Stamp};
+use crate::{Item, MAX_DATA, Reason, Stamp};
 
 /// Why a tree could not be sent.
 #[derive(Debug, thiserror::Error)]
 pub enum SendError<E> {
     /// A part of the tree could not be read.
-    #[error("cannot read {path}: {errno}")]
+    #[error("cannot read {path}: {}", Reason(*errno))]
     Read {
         /// The part, under the tree's root.
         path: String,
