@@ -179,5 +179,3 @@ impl Default for Run {
 pub const DEFAULT_MEMORY: u64 = 256 << 20;
 /// The least guest memory, in bytes.
 pub const MIN_MEMORY: u64 = 16 << 20;
-/// The boot timeout of a run with a command, where nothing is said of it and KVM is ordinary.
-pub const DEFAULT_BOOT_TIMEOUT: Duration = Duration::from_secs(120);
