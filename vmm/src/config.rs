@@ -15,8 +15,8 @@ pub struct Run {
     pub cmdline: Cmdline,
     /// Number of vCPUs, 1 to [`crate::layout::MAX_CPUS`].
     pub cpus: u8,
-    /// Guest memory in bytes, a multiple of 1 MiB.
-    pub memory: u64,
+    /// Guest memory in bytes, a multiple of 1 MiB. `None`: what suits the host.
+    pub memory: Option<u64>,
     /// The run ends after this long.
     pub timeout: Option<Duration>,
     /// The guest's job must have begun after this long. `None`: what suits the host with a
@@ -152,7 +152,7 @@ impl Run {
             initrd: None,
             cmdline: Cmdline::Append(String::new()),
             cpus: 1,
-            memory: DEFAULT_MEMORY,
+            memory: None,
             timeout: None,
             boot_timeout: None,
             root: Root::Default(Overlay::Throwaway),
@@ -174,8 +174,3 @@ impl Default for Run {
         Self::new()
     }
 }
-
-/// Guest memory where nothing is said of it, in bytes.
-pub const DEFAULT_MEMORY: u64 = 256 << 20;
-/// The least guest memory, in bytes.
-pub const MIN_MEMORY: u64 = 16 << 20;

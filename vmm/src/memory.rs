@@ -6,8 +6,8 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRe
 
 use crate::layout;
 
-/// Smallest guest: the kernels that we load are linked at 16 MiB.
-pub const MIN: u64 = 32 << 20;
+/// Smallest guest: room for one without an operating system.
+pub const MIN: u64 = 16 << 20;
 /// Largest guest: what lies above 4 GiB must stay below 1 TiB, within every host's address width.
 pub const MAX: u64 = 512 << 30;
 
@@ -15,7 +15,7 @@ pub const MAX: u64 = 512 << 30;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The size is out of range or not whole pages.
-    #[error("guest memory of {0} bytes: give a multiple of 4 KiB between 32 MiB and 512 GiB")]
+    #[error("guest memory of {0} bytes: give a multiple of 4 KiB between 16 MiB and 512 GiB")]
     Size(u64),
     /// The host did not map it.
     #[error("cannot map guest memory: lower --memory or free some on the host")]

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 
 /// The terminal as it was found. Read by a signal handler, so it is written once.
 static FOUND: OnceLock<Found> = OnceLock::new();
@@ -92,13 +92,6 @@ pub fn restore() {
             let _ = tcsetattr(&found.terminal, OptionalActions::Now, &found.state);
         });
     }
-}
-
-/// Columns and rows of a terminal; `None` if it is none or does not know.
-#[must_use]
-pub fn window_size(terminal: impl AsFd) -> Option<(u16, u16)> {
-    let size = tcgetwinsize(terminal).ok()?;
-    (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
 }
 
 /// Runs `action` with SIGTTOU blocked: a background process may then set its terminal.

@@ -56,21 +56,6 @@ fn is_raw(terminal: &File) -> bool {
         .contains(LocalModes::ICANON)
 }
 
-#[test]
-fn a_terminal_without_a_size_has_none() {
-    let (_main, user) = pty();
-    assert_eq!(window_size(&user), None);
-    let size = rustix::termios::Winsize {
-        ws_row: 24,
-        ws_col: 80,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
-    rustix::termios::tcsetwinsize(&user, size).unwrap();
-    assert_eq!(window_size(&user), Some((80, 24)));
-    assert_eq!(window_size(File::open("/dev/null").unwrap()), None);
-}
-
 const WAY_OUT: &str = "COWSHED_TEST_WAY_OUT";
 
 /// Not a test of its own: what [`leave`] runs in a process of its own.

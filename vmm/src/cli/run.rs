@@ -64,9 +64,9 @@ pub(super) struct RunArgs {
     )]
     cpus: u8,
 
-    /// Guest memory, with a suffix k, M, G or T
-    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = value::memory, help_heading = "Guest")]
-    memory: u64,
+    /// Guest memory, with a suffix k, M, G or T [default: 1G, or 128M where KVM is not ordinary]
+    #[arg(long, value_name = "SIZE", value_parser = value::memory, help_heading = "Guest")]
+    memory: Option<u64>,
 
     /// A further disk; may be repeated
     ///

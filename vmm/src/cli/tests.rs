@@ -53,7 +53,7 @@ fn everything_said() {
         initrd: Some("i".into()),
         cmdline: Cmdline::Append("-x".to_owned()),
         cpus: 2,
-        memory: 1 << 30,
+        memory: Some(1 << 30),
         timeout: Some(Duration::from_secs(60)),
         boot_timeout: Some(Duration::from_secs(120)),
         root: Root::Image(Disk {

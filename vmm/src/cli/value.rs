@@ -5,7 +5,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::config::{Copy, MIN_MEMORY};
+use crate::config::Copy;
+use crate::memory;
 
 /// Why a value is refused. clap puts the option's name before it.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,7 +21,7 @@ pub(super) enum ValueError {
     NoTime,
     #[error("{0} bytes are too few for a guest: did you mean {0}M?")]
     MemoryUnit(u64),
-    #[error("a guest needs at least {}M", MIN_MEMORY >> 20)]
+    #[error("a guest needs at least {}M", memory::MIN >> 20)]
     MemoryTooSmall,
     #[error("memory comes in whole mebibytes")]
     MemoryUnaligned,
@@ -50,9 +51,9 @@ pub(super) fn size(text: &str) -> Result<u64, ValueError> {
 /// Guest memory in bytes.
 pub(super) fn memory(text: &str) -> Result<u64, ValueError> {
     let bytes = size(text)?;
-    if bytes < MIN_MEMORY && text.bytes().all(|b| b.is_ascii_digit()) {
+    if bytes < memory::MIN && text.bytes().all(|b| b.is_ascii_digit()) {
         Err(ValueError::MemoryUnit(bytes))
-    } else if bytes < MIN_MEMORY {
+    } else if bytes < memory::MIN {
         Err(ValueError::MemoryTooSmall)
     } else if !bytes.is_multiple_of(1 << 20) {
         Err(ValueError::MemoryUnaligned)

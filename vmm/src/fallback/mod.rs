@@ -2,7 +2,7 @@
 //!
 //! There (`kvm_pvm`) the guest's ring 3 runs natively and its ring 0 in KVM's instruction
 //! emulator. Two things are missing for an unmodified kernel: SYSCALL does not enter ring 0
-//! ([`syscall`]), and some instructions end the run with an internal error ([`instruction`]).
+//! (`syscall`), and some instructions end the run with an internal error (`instruction`).
 //! An ordinary host never makes a [`Fallback`], and nothing else depends on this module.
 
 mod instruction;

@@ -35,6 +35,10 @@ use job::{Conversation, Job};
 /// How long a guest may take to say hello, by the kind of host.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 const BOOT_TIMEOUT_EMULATED: Duration = Duration::from_secs(600);
+/// Guest memory when nobody says how much, by the kind of host: the guest's kernel prepares each
+/// page of it, which an emulator does slowly.
+const MEMORY: u64 = 1 << 30;
+const MEMORY_EMULATED: u64 = 128 << 20;
 /// Stands for "never" in arithmetic with instants.
 const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
@@ -108,10 +112,14 @@ impl<'a> Session<'a> {
         let guest = guest::prepare(config, virtualization)?;
         let disks = disk::open(config, guest.root.as_deref())?;
 
+        let suited = match virtualization {
+            Virtualization::Hardware => MEMORY,
+            Virtualization::Emulated => MEMORY_EMULATED,
+        };
         let end = sender.clone();
         let mut machine = Machine::new(
             machine::Config {
-                memory: config.memory,
+                memory: config.memory.unwrap_or(suited),
                 cpus: config.cpus,
                 virtualization,
             },
