@@ -1,5 +1,7 @@
 //! Requests from several threads at once, and what pins keep from happening.
 
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
+
 mod support;
 
 use std::fs::File;
@@ -13,6 +15,7 @@ use cowshed_qcow::{
 use support::Random;
 use support::check::check;
 use support::model::{SECTOR, content};
+use support::storages::YieldingStorage;
 
 const NAME: &str = "concurrent.qcow2";
 
@@ -36,7 +39,7 @@ fn image(storage: Arc<dyn Storage>, cluster_size: u32, base: Option<Image>) -> I
 fn writers_of_one_cluster_do_not_disturb_each_other() {
     const THREADS: usize = 4;
     for cluster_size in [4096, 65536] {
-        let storage = Arc::new(MemoryStorage::default());
+        let storage = Arc::new(YieldingStorage::default());
         let base: Vec<u8> = (0..900_000_u32).map(|i| (i / 512) as u8 | 1).collect();
         let raw = OpenOptions {
             read_only: true,
@@ -92,7 +95,7 @@ fn writers_of_one_cluster_do_not_disturb_each_other() {
             );
         }
         drop(disk);
-        let report = check(&storage.to_vec());
+        let report = check(&storage.0.to_vec());
         assert!(
             report.corruptions.is_empty() && report.leaks.is_empty(),
             "{report:?}"

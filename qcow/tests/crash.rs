@@ -1,16 +1,18 @@
 //! Power cuts: after each change of the file, with what no sync covers lost, torn and reordered,
 //! the image must check with leaks at worst, and every flushed byte must read back.
 
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
+
 mod support;
 
 use std::path::Path;
 use std::sync::Arc;
 
 use cowshed_qcow::{CreateOptions, Format, Image, MemoryStorage, OpenOptions, Storage, create};
-use support::Random;
 use support::check::check;
 use support::model::{Op, Ops, SECTOR, content, mirror, perform};
 use support::storages::{Change, CrashStorage, apply, tear};
+use support::{Random, have_qemu, qemu_img, qemu_io};
 
 const NAME: &str = "crash.qcow2";
 
@@ -44,8 +46,15 @@ struct Event {
     flushed: bool,
 }
 
+enum Start {
+    Create(CreateOptions),
+    /// Made by QEMU.
+    Bytes(Vec<u8>),
+}
+
 struct Trial {
-    create: CreateOptions,
+    /// The image to begin with.
+    start: Start,
     base_len: usize,
     requests: usize,
     seed: u64,
@@ -65,7 +74,13 @@ fn sectors_of(before: &[u8], after: &[u8]) -> Vec<(usize, Vec<u8>)> {
 
 fn run(trial: &Trial) {
     let storage = Arc::new(CrashStorage::default());
-    create(Path::new(NAME), storage.clone(), &trial.create).unwrap();
+    match &trial.start {
+        Start::Create(options) => create(Path::new(NAME), storage.clone(), options).unwrap(),
+        Start::Bytes(bytes) => {
+            storage.write_at(0, bytes).unwrap();
+            storage.sync().unwrap();
+        }
+    }
     let created = storage.position();
     let has_base = trial.base_len > 0;
     let open = |storage: Arc<dyn Storage>| {
@@ -75,8 +90,7 @@ fn run(trial: &Trial) {
     let image = open(storage.clone()).unwrap();
     let mut model = content(&image);
     let first = model.clone();
-    let cluster = trial.create.cluster_size.into();
-    let mut ops = Ops::new(trial.seed, trial.create.size, cluster);
+    let mut ops = Ops::new(trial.seed, image.size(), image.cluster_size().into());
     let mut events = Vec::new();
     for _ in 0..trial.requests {
         let op = ops.next();
@@ -227,7 +241,7 @@ fn crash_safe() {
     for seed in 0..8 {
         let create = overlay(64 << 10, 512, 16);
         let trial = Trial {
-            create,
+            start: Start::Create(create),
             base_len: 40 << 10,
             requests: 120,
             seed,
@@ -252,12 +266,55 @@ fn crash_safe_with_other_geometries() {
         };
         let seed = 10 + seed as u64;
         run(&Trial {
-            create,
+            start: Start::Create(create),
             base_len: 0,
             requests: 120,
             seed,
             points: 150,
             variants: 2,
+        });
+    }
+}
+
+/// Internal snapshots, compressed clusters and zero clusters of QEMU's making: shared clusters
+/// are copied, and what only the active disk dropped is freed.
+#[test]
+fn crash_safe_beside_snapshots() {
+    if !have_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let source: Vec<u8> = (0..80_u32 << 10).map(|i| (i / 3000) as u8).collect();
+    std::fs::write(folder.join("source"), source).unwrap();
+    for (seed, options) in [
+        "cluster_size=512",
+        "cluster_size=4k,refcount_bits=32",
+        "cluster_size=1k,compat=0.10",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let args = [
+            "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, "source", "disk",
+        ];
+        qemu_img(folder, &args);
+        qemu_io(
+            folder,
+            "disk",
+            &["write -P 5 1k 9k".into(), "write -z 20k 8k".into()],
+        );
+        qemu_img(folder, &["snapshot", "-c", "one", "disk"]);
+        qemu_io(folder, "disk", &["write -P 6 4k 9k".into()]);
+        let start = Start::Bytes(std::fs::read(folder.join("disk")).unwrap());
+        let seed = 20 + seed as u64;
+        run(&Trial {
+            start,
+            base_len: 0,
+            requests: 80,
+            seed,
+            points: 150,
+            variants: 3,
         });
     }
 }

@@ -55,7 +55,7 @@ pub fn check(image: &[u8]) -> Report {
         .map(|i| bytes.u64(table + i * 8))
         .collect();
     for block in blocks.iter().filter(|&&block| block != 0) {
-        if block % cluster != 0 || *block >= image.len() as u64 {
+        if !block.is_multiple_of(cluster) || *block >= image.len() as u64 {
             report
                 .corruptions
                 .push(format!("refcount block at {block:#x}"));
@@ -83,7 +83,7 @@ pub fn check(image: &[u8]) -> Report {
             if l2 == 0 {
                 continue;
             }
-            if l2 % cluster != 0 || l2 >= image.len() as u64 {
+            if !l2.is_multiple_of(cluster) || l2 >= image.len() as u64 {
                 report.corruptions.push(format!("L1 entry {i}: {entry:#x}"));
                 continue;
             }
@@ -105,7 +105,7 @@ pub fn check(image: &[u8]) -> Report {
                 if host == 0 {
                     continue;
                 }
-                if host % cluster != 0 || host >= image.len() as u64 {
+                if !host.is_multiple_of(cluster) || host >= image.len() as u64 {
                     report
                         .corruptions
                         .push(format!("L2 entry {j} of {l2:#x}: {entry:#x}"));
@@ -119,7 +119,7 @@ pub fn check(image: &[u8]) -> Report {
         }
     }
 
-    let per_block = cluster * 8 >> order;
+    let per_block = (cluster * 8) >> order;
     let refcount = |c: u64| {
         let block = blocks.get((c / per_block) as usize).copied().unwrap_or(0);
         if block == 0 {

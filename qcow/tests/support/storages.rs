@@ -184,3 +184,38 @@ impl Storage for FaultStorage {
         self.inner.set_len(len)
     }
 }
+
+/// Memory that lets other threads run inside each call, so that requests overlap.
+#[derive(Default)]
+pub struct YieldingStorage(pub MemoryStorage);
+
+impl YieldingStorage {
+    fn inner(&self) -> &MemoryStorage {
+        (0..3).for_each(|_| std::thread::yield_now());
+        &self.0
+    }
+}
+
+impl Storage for YieldingStorage {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.inner().read_at(offset, buf)
+    }
+    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        self.inner().write_at(offset, buf)
+    }
+    fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.inner().zero(offset, len)
+    }
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.inner().punch(offset, len)
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.inner().sync()
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.inner().set_len(len)
+    }
+}
