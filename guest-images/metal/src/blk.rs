@@ -47,6 +47,8 @@ const CHAIN: u16 = 3;
 pub struct Disk {
     /// Its transport.
     pub device: Device,
+    /// Its configuration.
+    pub config: Region,
     /// Its queue.
     pub queue: Queue,
     /// Features that were taken.
@@ -66,6 +68,7 @@ impl Disk {
     /// Resets a disk and starts it. With `vector` it signals by that entry of the MSI-X table.
     pub fn open(function: Function, vector: u16) -> Outcome<Self> {
         let device = Device::open(function)?;
+        let config = device.config.ok_or("a disk has no configuration")?;
         let wanted = F_RO | F_BLK_SIZE | F_FLUSH | F_DISCARD | F_WRITE_ZEROES;
         let features = device.negotiate(wanted)?;
         let queue = device.queue(0, 256, vector)?;
@@ -73,6 +76,7 @@ impl Disk {
         let slots = Region::allocate(32 * u64::from(queue.size / CHAIN), 32);
         Ok(Self {
             device,
+            config,
             queue,
             features,
             slots,
@@ -81,7 +85,7 @@ impl Disk {
 
     /// Sectors that the disk has.
     pub fn capacity(&self) -> u64 {
-        let half = |offset| u64::from(self.device.config.read::<u32>(offset));
+        let half = |offset| u64::from(self.config.read::<u32>(offset));
         half(0) | half(4) << 32
     }
 

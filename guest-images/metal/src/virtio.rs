@@ -58,8 +58,8 @@ pub struct Device {
     pub function: Function,
     /// Common configuration.
     pub common: Region,
-    /// Configuration of its kind of device.
-    pub config: Region,
+    /// Configuration of its kind of device, which not every kind has.
+    pub config: Option<Region>,
     /// Doorbells.
     pub notify: Region,
     notify_multiplier: u64,
@@ -81,9 +81,7 @@ impl Device {
             common: part(1)
                 .ok_or("a virtio device has no common configuration")?
                 .0,
-            config: part(4)
-                .ok_or("a virtio device has no device configuration")?
-                .0,
+            config: part(4).map(|(region, _)| region),
             notify,
             notify_multiplier: function.read32(notify_offset + 16).into(),
         })

@@ -92,7 +92,7 @@ fn succeeded(status: u8) -> Outcome {
 }
 
 fn info(disk: &Disk) {
-    let block: u32 = disk.device.config.read(20);
+    let block: u32 = disk.config.read(20);
     let (capacity, features, depth) = (disk.capacity(), disk.features, disk.depth());
     println!("sectors {capacity} block {block} features {features:#x} depth {depth}");
 }

@@ -114,14 +114,15 @@ fn configuration(victim: &Victim, random: &mut Random, rounds: u64) -> Outcome {
 /// Reads and writes at random in every register, in every width, while the device runs.
 fn registers(victim: &Victim, random: &mut Random, rounds: u64) -> Outcome {
     let device = Device::open(victim.function)?;
+    let config = device.config.ok_or("a disk has no configuration")?;
     device.reset()?;
     for _ in 0..rounds {
         let (region, rings) = match random.below(3) {
             0 => (device.common, common::QUEUE_DESC..common::QUEUE_DEVICE + 8),
-            1 => (device.config, 0..0),
+            1 => (config, 0..0),
             _ => (device.notify, 0..0),
         };
-        let offset = random.below(u64::from(region.size() & !7)) & !7;
+        let offset = random.below(region.size().into()) & !7;
         // Rings at random places would let the device write over this program.
         if !rings.contains(&offset) {
             poke(region, offset, random);
@@ -130,10 +131,16 @@ fn registers(victim: &Victim, random: &mut Random, rounds: u64) -> Outcome {
     device.reset()
 }
 
-/// One write and one read somewhere in the eight bytes at an offset.
+/// One write and one read somewhere in the eight bytes at an offset, or what there is of them.
 fn poke(region: Region, offset: u64, random: &mut Random) {
     let value = random.below(u64::MAX);
+    let left = u64::from(region.size()) - offset;
     match random.below(4) {
+        _ if left < 8 => {
+            let offset = offset + random.below(left);
+            region.write(offset, value as u8);
+            region.read::<u8>(offset);
+        }
         0 => {
             let offset = offset + random.below(8);
             region.write(offset, value as u8);
