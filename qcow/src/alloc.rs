@@ -10,6 +10,9 @@ use crate::writing::Writing;
 /// Slices of refcounts that one allocation searches before it appends to the file.
 const SEARCH_SLICES: usize = 64;
 
+/// Entries have room for offsets of 56 bits.
+const MAX_HOST_OFFSET: u64 = 1 << 56;
+
 /// Clusters that were just allocated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Allocation {
@@ -108,8 +111,8 @@ impl Qcow2 {
             if at >= writing.refcounts.covered() {
                 return Ok(Err(Blocked::TableFull));
             }
-            let bytes = self.max_file_size.unwrap_or(u64::MAX);
-            let most = most.min((bytes / self.geometry.cluster()).saturating_sub(at));
+            let limit = self.file_limit() / self.geometry.cluster();
+            let most = most.min(limit.saturating_sub(at));
             if most == 0 {
                 return Ok(Err(Blocked::FileFull));
             }
@@ -190,8 +193,8 @@ impl Qcow2 {
             }
         }
         let region = start..start + clusters + blocks;
-        if let Some(limit) = self.max_file_size.filter(|max| region.end * cluster > *max) {
-            return Err(self.full(limit));
+        if region.end > self.file_limit() / cluster {
+            return Err(self.full(self.file_limit()));
         }
         let mut table = refcounts.table.clone();
         table.resize((clusters * entries_per_cluster) as usize, 0);
@@ -237,6 +240,11 @@ impl Qcow2 {
         writing.high = region.end;
         tables.file_len = tables.file_len.max(region.end * cluster);
         Ok(())
+    }
+
+    /// How long the file may be.
+    pub(crate) fn file_limit(&self) -> u64 {
+        self.max_file_size.unwrap_or(u64::MAX).min(MAX_HOST_OFFSET)
     }
 
     pub(crate) fn full(&self, limit: u64) -> Error {

@@ -5,7 +5,6 @@
 //! tables and blocks are written where they are made, so that they are always on the first side.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 
 use crate::error::{Error, Result};
 use crate::image::Image;
@@ -205,7 +204,8 @@ impl Qcow2 {
             );
         }
         drop(state);
-        self.give_back(reusable)
+        self.give_back(reusable);
+        Ok(())
     }
 
     /// Lowers the refcounts of what was dropped; what reaches zero is held.
@@ -233,20 +233,13 @@ impl Qcow2 {
     }
 
     /// Lets clusters be reused, after their bytes went back to the host.
-    fn give_back(&self, mut clusters: Vec<u64>) -> Result<()> {
+    fn give_back(&self, mut clusters: Vec<u64>) {
         clusters.sort_unstable();
         let size = self.geometry.cluster();
         for run in clusters.chunk_by(|a, b| a + 1 == *b) {
             let Some(first) = run.first() else { continue };
-            match self
-                .host
-                .storage
-                .punch(first * size, run.len() as u64 * size)
-            {
-                Err(error) if error.kind() != io::ErrorKind::Unsupported => {
-                    tracing::debug!(%error, "cannot punch a hole for freed clusters");
-                }
-                _ => {}
+            if let Err(error) = self.host.punch(first * size, run.len() as u64 * size) {
+                tracing::debug!(%error, "freed clusters keep their place on the host");
             }
         }
         if let (Some(lowest), Some(writing)) = (clusters.first(), &mut self.state().writing) {
@@ -255,7 +248,6 @@ impl Qcow2 {
                 writing.held.remove(cluster);
             }
         }
-        Ok(())
     }
 
     /// Writes pieces in order, adjacent ones together.

@@ -1,5 +1,6 @@
 //! A storage with its name, so that every failed call says where it failed.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -30,11 +31,29 @@ impl Host {
     }
 
     pub(crate) fn zero(&self, offset: u64, len: u64) -> Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
         self.storage
             .zero(offset, len)
             .map_err(Error::io(&self.path, || {
                 format!("zero {len} bytes at {offset:#x} of")
             }))
+    }
+
+    /// Gives a range back, or says that the host cannot.
+    pub(crate) fn punch(&self, offset: u64, len: u64) -> Result<bool> {
+        if len == 0 {
+            return Ok(true);
+        }
+        match self.storage.punch(offset, len) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(false),
+            Err(error) => {
+                let action = || format!("punch {len} bytes at {offset:#x} of");
+                Err(Error::io(&self.path, action)(error))
+            }
+        }
     }
 
     pub(crate) fn sync(&self) -> Result<()> {

@@ -55,8 +55,9 @@ impl Image {
         })
     }
 
-    /// Opens `storage`, known as `path` in messages, over `base`: what its header records as its
-    /// backing file is not followed. The base is only read, however it was opened.
+    /// Opens `storage`, known as `path` in messages, over `base`, which is only read, however it was
+    /// opened. The name that the header records is not followed, but there must be one if there
+    /// is a base, and none if there is not.
     pub fn open_over(
         path: &Path,
         storage: Arc<dyn Storage>,
@@ -64,15 +65,27 @@ impl Image {
         base: Option<Image>,
     ) -> Result<Self> {
         let mut budget = Budget::new(options);
-        let writable = !options.read_only;
         let (top, backing) = chain::open_layer(
             path,
             storage,
             options.format,
-            writable,
+            !options.read_only,
             options.max_file_size,
             &mut budget,
         )?;
+        if backing.is_some() != base.is_some() {
+            let reason = if base.is_some() {
+                "it names none"
+            } else {
+                "none was given"
+            };
+            let (file, name) = (path.to_owned(), backing.map_or(String::new(), |b| b.name));
+            return Err(Error::Reference {
+                file,
+                name,
+                reason: reason.into(),
+            });
+        }
         let mut layers = vec![top];
         layers.extend(base.into_iter().flat_map(|base| base.layers));
         Ok(Image {

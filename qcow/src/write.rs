@@ -11,7 +11,7 @@ use crate::image::Image;
 use crate::layer::{Layer, walk};
 use crate::pin::Pin;
 use crate::plan::{self, Extent, Plan};
-use crate::qcow2::{Place, Qcow2, State, Tables, load};
+use crate::qcow2::{Place, Qcow2, State, Tables};
 use crate::refcount::SECTOR_ENTRIES;
 use crate::writing::Writing;
 
@@ -237,13 +237,13 @@ impl Qcow2 {
                 reason: reason.clone(),
             });
         }
-        if writing.is_none() {
-            *writing = Some(Box::new(self.start_writing(tables)?));
+        match writing {
+            Some(writing) => Ok((tables, writing)),
+            None => {
+                let started = self.start_writing(tables)?;
+                Ok((tables, writing.insert(Box::new(started))))
+            }
         }
-        let Some(writing) = writing else {
-            unreachable!("it was just made")
-        };
-        Ok((tables, writing))
     }
 
     /// The lock, when nothing asks for a flush first and nobody allocates in a guest range.
@@ -320,7 +320,7 @@ impl Qcow2 {
     pub(crate) fn unblock(&self, blocked: Blocked, thorough: &mut bool) -> Result<()> {
         match blocked {
             Blocked::TableFull => self.grow_refcount_table(),
-            Blocked::FileFull if *thorough => Err(self.full(self.max_file_size.unwrap_or(0))),
+            Blocked::FileFull if *thorough => Err(self.full(self.file_limit())),
             Blocked::FileFull => {
                 *thorough = true;
                 self.flush()
@@ -462,7 +462,7 @@ impl Qcow2 {
 
     /// Changes the L2 entries of a range within one L2 table and a few slices. `decide` gets what
     /// an entry says and its value to change, and returns the mapping whose references are gone.
-    /// Either all entries are seen or none.
+    /// It gets all of them, or none if there is an error.
     pub(crate) fn change(
         &self,
         tables: &mut Tables,
@@ -470,28 +470,25 @@ impl Qcow2 {
         guest: Range<u64>,
         decide: &mut dyn FnMut(Mapping, &mut u64) -> Option<Mapping>,
     ) -> Result<()> {
-        let slice_bytes = self.geometry.slice();
         let mut places = Vec::new();
         for cluster in guest {
             let (index, at) = self.geometry.l1_index(cluster * self.geometry.cluster());
             let Some((table, _)) = self.l2_table(tables, index)? else {
                 continue;
             };
-            let within = (at % slice_bytes) as usize;
-            let slice = table + at - at % slice_bytes;
+            let within = (at % self.geometry.slice()) as usize;
+            let slice = table + at - within as u64;
             let entry = be64(self.slice(tables, slice)?, within);
             let old = self.decode(entry, slice + within as u64, tables.file_len)?;
+            // Dirty from here on, so that it stays until it is changed below.
+            tables.l2.get_mut(slice);
             places.push((slice, within, entry, old));
         }
-        for (slice, within, entry, old) in places {
-            let mut new = entry;
-            let gone = decide(old, &mut new);
-            if new != entry {
-                load(&self.host, &mut tables.l2, slice)?;
-                let bytes = tables.l2.get_mut(slice).unwrap_or_default();
-                if let Some(bytes) = bytes.get_mut(within..within + 8) {
-                    bytes.copy_from_slice(&new.to_be_bytes());
-                }
+        for (slice, within, mut entry, old) in places {
+            let gone = decide(old, &mut entry);
+            let bytes = tables.l2.get_mut(slice).unwrap_or_default();
+            if let Some(bytes) = bytes.get_mut(within..within + 8) {
+                bytes.copy_from_slice(&entry.to_be_bytes());
             }
             if let Some(gone) = gone {
                 writing.drop_mapping(gone, self);

@@ -1,11 +1,11 @@
 //! Zeroing and discarding: whole clusters by their entries, the rest by writing.
 
-use std::io;
 use std::ops::Range;
 
 use crate::entry::{Mapping, ZERO};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::image::Image;
+use crate::layer::Layer;
 use crate::qcow2::Qcow2;
 
 /// Bytes of zeros that are written at a time where an entry cannot say "zero".
@@ -20,10 +20,15 @@ impl Image {
     pub fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> Result<()> {
         self.check_range(offset, len)?;
         let Some(qcow2) = self.writable_top()? else {
-            return self
-                .layers
-                .first()
-                .map_or(Ok(()), |raw| raw.host().zero(offset, len));
+            let Some(raw) = self.layers.first().map(Layer::host) else {
+                return Ok(());
+            };
+            let punched = unmap && raw.punch(offset, len)?;
+            return if punched {
+                Ok(())
+            } else {
+                raw.zero(offset, len)
+            };
         };
         let Some(whole) = self.whole_clusters(qcow2, offset, len) else {
             return self.write_zeros(offset, len);
@@ -58,17 +63,10 @@ impl Image {
     pub fn discard(&self, offset: u64, len: u64) -> Result<()> {
         self.check_range(offset, len)?;
         let Some(qcow2) = self.writable_top()? else {
-            let Some(raw) = self.layers.first().map(|layer| layer.host()) else {
+            let Some(raw) = self.layers.first().map(Layer::host) else {
                 return Ok(());
             };
-            return match raw.storage.punch(offset, len) {
-                Err(error) if error.kind() != io::ErrorKind::Unsupported => Err(Error::Io {
-                    file: raw.path.clone(),
-                    action: format!("punch {len} bytes at {offset:#x} of"),
-                    source: error,
-                }),
-                _ => Ok(()),
-            };
+            return raw.punch(offset, len).map(drop);
         };
         let Some(whole) = self.whole_clusters(qcow2, offset, len) else {
             return Ok(());

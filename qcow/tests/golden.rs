@@ -354,3 +354,18 @@ fn references_are_followed_by_policy_only() {
     below("loop2", &["-b", "loop", "-F", "qcow2"]);
     assert!(attempt(&looped, OwnFolder, None).contains("loop"));
 }
+
+#[test]
+fn an_overlay_without_its_base_is_refused() {
+    use cowshed_qcow::{CreateOptions, MemoryStorage, create};
+    let storage = std::sync::Arc::new(MemoryStorage::default());
+    let backing = Some(("base".into(), Format::Raw));
+    let options = CreateOptions {
+        backing,
+        ..CreateOptions::new(1 << 20)
+    };
+    create(Path::new("overlay"), storage.clone(), &options).unwrap();
+    let open = OpenOptions::new(Format::Qcow2);
+    let error = Image::open_over(Path::new("overlay"), storage, &open, None).unwrap_err();
+    assert!(error.to_string().contains("none was given"), "{error}");
+}

@@ -16,12 +16,25 @@ static ZEROS: [u8; 65536] = [0; 65536];
 #[derive(Debug)]
 pub struct FileStorage {
     file: File,
+    durable: bool,
 }
 
 impl FileStorage {
     /// Takes an open file.
     pub fn new(file: File) -> Self {
-        FileStorage { file }
+        FileStorage {
+            file,
+            durable: true,
+        }
+    }
+
+    /// The same for a file that is of no use after a crash, such as an unlinked one:
+    /// [`sync`](Storage::sync) does nothing.
+    pub fn without_sync(file: File) -> Self {
+        FileStorage {
+            file,
+            durable: false,
+        }
     }
 
     fn grow_to(&self, len: u64) -> io::Result<()> {
@@ -92,7 +105,10 @@ impl Storage for FileStorage {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        if self.durable {
+            self.file.sync_data()?;
+        }
+        Ok(())
     }
 
     fn len(&self) -> io::Result<u64> {
