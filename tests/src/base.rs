@@ -43,8 +43,10 @@ pub fn make(folder: &Path) -> PathBuf {
         .arg(root.path())
         .arg(&raw)
         .arg("64M")
-        .status();
-    assert!(made.expect("run mkfs.ext4").success(), "mkfs.ext4 failed");
+        .output()
+        .expect("run mkfs.ext4");
+    let why = String::from_utf8_lossy(&made.stderr);
+    assert!(made.status.success(), "mkfs.ext4: {why}");
     let base = folder.join("base.qcow2");
     image::from_raw(&raw, &base);
     fs::remove_file(raw).expect("remove the raw image");

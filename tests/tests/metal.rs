@@ -1,0 +1,157 @@
+//! Guests without an operating system drive the devices: what they find is in their output, and
+//! the way they end is their verdict.
+
+use std::path::Path;
+
+use cowshed_tests::cowshed::{Cowshed, Output};
+use cowshed_tests::skip::kvm_is_here;
+use cowshed_tests::{guest, image, report};
+use tempfile::TempDir;
+
+/// Runs the guest that `arguments` begin with, on two disks.
+fn run(work: &Path, arguments: &str, disk_keys: &str) -> Output {
+    let name = arguments.split(' ').next().unwrap();
+    let kernel = guest::builder().metal(name).unwrap();
+    let disks = ["first", "second"].map(|name| {
+        let path = work.join(format!("{name}.qcow2"));
+        if !path.exists() {
+            image::create(&path, "16M");
+        }
+        path.into_os_string().into_string().unwrap()
+    });
+    let run = Cowshed::run()
+        .option("--kernel", kernel)
+        .option("--cmdline", arguments)
+        .option("--report", work.join("report.json"));
+    run.option("--disk", format!("{}{disk_keys}", disks[0]))
+        .option("--disk", &disks[1])
+        .output()
+}
+
+/// The guest must say that all is well and power off.
+fn passes(arguments: &str, disk_keys: &str) -> TempDir {
+    let work = TempDir::new().unwrap();
+    let output = run(work.path(), arguments, disk_keys).expect_status(0);
+    let last = output.stdout().trim_end().to_owned();
+    assert!(last.ends_with("PASS"), "{last}\n{}", output.stderr());
+    assert_eq!(reason(work.path()), "powered_off");
+    work
+}
+
+fn reason(work: &Path) -> String {
+    report::read(&work.join("report.json"))["reason"]
+        .as_str()
+        .unwrap()
+        .to_owned()
+}
+
+#[test]
+fn a_guest_that_prints_and_resets_ends_the_run_with_0() {
+    if !kvm_is_here() {
+        return;
+    }
+    let work = TempDir::new().unwrap();
+    let output = run(work.path(), "hello", "").expect_status(0);
+    assert_eq!(output.stdout(), "hello from ring 3\n");
+    assert_eq!(reason(work.path()), "reset");
+}
+
+#[test]
+fn bars_move_and_never_hide_memory_or_each_other() {
+    if kvm_is_here() {
+        let _ = passes("probe", "");
+    }
+}
+
+#[test]
+fn a_disk_does_what_virtio_says() {
+    if kvm_is_here() {
+        let requests = "blk info fill 7 flush check 7 zero 8 16 zeros 8 16 discard 64 128 zeros 64 128 \
+            scatter 100 9 3 indirect 200 40 5 msix";
+        let _ = passes(requests, "");
+    }
+}
+
+#[test]
+fn a_read_only_disk_refuses_writes() {
+    if kvm_is_here() {
+        let _ = passes("blk readonly", ",readonly");
+    }
+}
+
+#[test]
+fn a_pattern_written_through_an_overlay_is_there_in_the_next_run() {
+    if !kvm_is_here() {
+        return;
+    }
+    let work = TempDir::new().unwrap();
+    let overlay = work.path().join("overlay.qcow2");
+    let keys = format!(",overlay={}", overlay.display());
+    let filled = run(work.path(), "blk fill 99 flush", &keys).expect_status(0);
+    assert!(filled.stdout().ends_with("PASS\n"), "{}", filled.stdout());
+    let checked = run(work.path(), "blk check 99", &keys).expect_status(0);
+    assert!(checked.stdout().ends_with("PASS\n"), "{}", checked.stdout());
+    let clean = image::Check {
+        corruptions: 0,
+        leaks: 0,
+    };
+    assert_eq!(image::check(&overlay), clean);
+}
+
+#[test]
+fn a_driver_that_does_everything_wrong_costs_itself_only() {
+    if !kvm_is_here() {
+        return;
+    }
+    for seed in [1, 2, 3] {
+        let _ = passes(&format!("hostile seed={seed} rounds=2000"), "");
+    }
+}
+
+#[test]
+fn a_panic_told_through_pvpanic_is_123() {
+    if !kvm_is_here() {
+        return;
+    }
+    let work = TempDir::new().unwrap();
+    let _ = run(work.path(), "panic", "").expect_status(123);
+    assert_eq!(reason(work.path()), "panic");
+}
+
+#[test]
+fn a_triple_fault_is_a_failed_boot() {
+    if !kvm_is_here() {
+        return;
+    }
+    let work = TempDir::new().unwrap();
+    let output = run(work.path(), "triple", "").expect_status(121);
+    assert!(
+        output.stderr().contains("triple fault"),
+        "{}",
+        output.stderr()
+    );
+}
+
+#[test]
+fn an_instruction_that_nobody_emulates_is_shown_with_its_bytes() {
+    if !kvm_is_here() {
+        return;
+    }
+    if Path::new("/sys/module/kvm_pvm").exists() {
+        let work = TempDir::new().unwrap();
+        let output = run(work.path(), "bad", "").expect_status(121);
+        // SHLX at the guest's first address.
+        assert!(
+            output.stderr().contains("rip 0x100000, bytes c4 e2"),
+            "{}",
+            output.stderr()
+        );
+        assert!(
+            output.stderr().contains("clearcpuid="),
+            "{}",
+            output.stderr()
+        );
+    } else {
+        cowshed_tests::skip::say("this KVM does not emulate the guest's kernel");
+    }
+}
