@@ -56,8 +56,9 @@ impl Image {
     }
 
     /// Opens `storage`, known as `path` in messages, over `base`, which is only read, however it was
-    /// opened. The name that the header records is not followed, but there must be one if there
-    /// is a base, and none if there is not.
+    /// opened. The name that the header records is not followed. An image that records one and
+    /// gets no base can be looked at, but neither read nor written; one that records none takes
+    /// no base.
     pub fn open_over(
         path: &Path,
         storage: Arc<dyn Storage>,
@@ -73,17 +74,12 @@ impl Image {
             options.max_file_size,
             &mut budget,
         )?;
-        if backing.is_some() != base.is_some() {
-            let reason = if base.is_some() {
-                "it names none"
-            } else {
-                "none was given"
-            };
-            let (file, name) = (path.to_owned(), backing.map_or(String::new(), |b| b.name));
+        if backing.is_none() && base.is_some() {
+            let reason = "it names none".into();
             return Err(Error::Reference {
-                file,
-                name,
-                reason: reason.into(),
+                file: path.to_owned(),
+                name: String::new(),
+                reason,
             });
         }
         let mut layers = vec![top];
@@ -209,7 +205,15 @@ impl Image {
         }
     }
 
+    /// Whether there is such a range, and all that it takes to read and write it.
     pub(crate) fn check_range(&self, offset: u64, len: u64) -> Result<()> {
+        if let (Some(backing), [top]) = (&self.backing, &self.layers[..]) {
+            return Err(Error::Reference {
+                file: top.host().path.clone(),
+                name: backing.name.clone(),
+                reason: "it was opened without".into(),
+            });
+        }
         let size = self.size();
         match offset.checked_add(len) {
             Some(end) if end <= size => Ok(()),

@@ -73,6 +73,7 @@ mod layer;
 mod options;
 mod pin;
 mod plan;
+mod prepare;
 mod qcow2;
 mod refcount;
 pub mod storage;

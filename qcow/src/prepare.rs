@@ -1,0 +1,346 @@
+//! Prepare and commit: which clusters a write gets, and when the tables name them.
+
+use std::ops::Range;
+use std::sync::MutexGuard;
+
+use crate::addr::be64;
+use crate::alloc::Blocked;
+use crate::entry::Mapping;
+use crate::error::{Error, Result};
+use crate::pin::Pin;
+use crate::qcow2::{Qcow2, State, Tables};
+use crate::refcount::SECTOR_ENTRIES;
+use crate::writing::Writing;
+
+/// Bytes that one allocation takes at most, so that few slices are touched at a time.
+const MAX_RUN: u64 = 4 << 20;
+
+/// What is to be done for the next part of a write.
+pub(crate) enum Step {
+    /// These bytes can be overwritten where they are.
+    InPlace { host: u64, len: u64, _pin: Pin },
+    /// Clusters that nothing names yet.
+    Fill(Prepared),
+}
+
+/// A run of guest clusters with the host clusters that they are going to have.
+pub(crate) struct Prepared {
+    pub(crate) guest: Range<u64>,
+    /// First byte of the host clusters.
+    pub(crate) host: u64,
+    /// The host clusters are zeros.
+    pub(crate) fresh: bool,
+    /// They were kept for these guest clusters, which read as zeros.
+    pub(crate) reused: bool,
+    /// Bytes of the write that fall into the run.
+    pub(crate) len: u64,
+}
+
+/// How a guest cluster can be written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    InPlace(u64),
+    Reuse(u64),
+    Allocate,
+}
+
+pub(crate) fn way(mapping: Mapping) -> Way {
+    match mapping {
+        Mapping::Data { host, copied: true } => Way::InPlace(host),
+        Mapping::Zero {
+            host: Some(host),
+            copied: true,
+        } => Way::Reuse(host),
+        _ => Way::Allocate,
+    }
+}
+
+impl Qcow2 {
+    /// The tables and what a writer needs, made at the first write.
+    pub(crate) fn split<'a>(
+        &self,
+        state: &'a mut State,
+    ) -> Result<(&'a mut Tables, &'a mut Writing)> {
+        let State { tables, writing } = state;
+        if let Some(reason) = &tables.stopped {
+            return Err(Error::Corrupt {
+                file: self.host.path.clone(),
+                reason: reason.clone(),
+            });
+        }
+        match writing {
+            Some(writing) => Ok((tables, writing)),
+            None => {
+                let started = self.start_writing(tables)?;
+                Ok((tables, writing.insert(Box::new(started))))
+            }
+        }
+    }
+
+    /// The lock, when nothing asks for a flush first and nobody allocates in a guest range.
+    pub(crate) fn lock_to_change(&self, guest: &Range<u64>) -> Result<MutexGuard<'_, State>> {
+        let mut state = self.state();
+        loop {
+            let (tables, writing) = self.split(&mut state)?;
+            if tables.l2.is_strained() || writing.is_strained() {
+                drop(state);
+                self.flush()?;
+                state = self.state();
+            } else if writing.is_allocating(guest) {
+                state = self.wait(state);
+            } else {
+                return Ok(state);
+            }
+        }
+    }
+
+    /// Decides what to do for the first part of a write, and allocates for it.
+    pub(crate) fn prepare(&self, at: u64, len: u64) -> Result<Step> {
+        let geometry = self.geometry;
+        let mut thorough = false;
+        loop {
+            // No more than one L2 table, and of that no more than a few slices.
+            let l2_covers = geometry.l2_entries() * geometry.cluster();
+            let first = geometry.floor(at);
+            let limit = (first + MAX_RUN.max(geometry.cluster()))
+                .min((at / l2_covers + 1).saturating_mul(l2_covers));
+            let len = len.min(limit - at);
+            let guest = geometry.span(at, len);
+            let mut state = self.lock_to_change(&guest)?;
+            let (tables, writing) = self.split(&mut state)?;
+            let (way, len) = self.first_run(tables, at, len)?;
+            let guest = geometry.span(at, len);
+            if let Way::InPlace(host) | Way::Reuse(host) = way {
+                let clusters = geometry.span(host, geometry.within(at) + len);
+                if let Some(hit) = clusters.clone().find(|c| writing.metadata.contains(c)) {
+                    return Err(self.overlaps(tables, hit * geometry.cluster()));
+                }
+            }
+            let prepared = match way {
+                Way::InPlace(host) => {
+                    let host = host + geometry.within(at);
+                    return Ok(Step::InPlace {
+                        host,
+                        len,
+                        _pin: self.pins.pin(),
+                    });
+                }
+                Way::Reuse(host) => Ok(Prepared {
+                    guest,
+                    host,
+                    fresh: false,
+                    reused: true,
+                    len,
+                }),
+                Way::Allocate => self.prepare_new(tables, writing, at, guest, len, thorough)?,
+            };
+            match prepared {
+                Ok(prepared) => {
+                    writing.allocating.push(prepared.guest.clone());
+                    return Ok(Step::Fill(prepared));
+                }
+                Err(blocked) => {
+                    drop(state);
+                    self.unblock(blocked, &mut thorough)?;
+                }
+            }
+        }
+    }
+
+    /// Makes room for an allocation that was blocked, or fails.
+    pub(crate) fn unblock(&self, blocked: Blocked, thorough: &mut bool) -> Result<()> {
+        match blocked {
+            Blocked::TableFull => self.grow_refcount_table(),
+            Blocked::FileFull if *thorough => Err(self.full(self.file_limit())),
+            Blocked::FileFull => {
+                *thorough = true;
+                self.flush()
+            }
+        }
+    }
+
+    /// How the first cluster can be written, and for how many bytes that holds: host clusters
+    /// that are used as they are must follow each other.
+    fn first_run(&self, tables: &mut Tables, at: u64, len: u64) -> Result<(Way, u64)> {
+        let mut first: Option<Way> = None;
+        let mut covered = 0;
+        let from = self.geometry.floor(at);
+        self.mappings(tables, at, len, &mut |_, part, mapping| {
+            let distance = self.geometry.floor(at + covered) - from;
+            let expected = match first {
+                Some(Way::InPlace(host)) => Some(Way::InPlace(host + distance)),
+                Some(Way::Reuse(host)) => Some(Way::Reuse(host + distance)),
+                other => other,
+            };
+            let found = way(mapping);
+            if expected.is_some_and(|expected| expected != found) {
+                return false;
+            }
+            first.get_or_insert(found);
+            covered += part;
+            true
+        })?;
+        Ok((first.unwrap_or(Way::Allocate), covered))
+    }
+
+    fn prepare_new(
+        &self,
+        tables: &mut Tables,
+        writing: &mut Writing,
+        at: u64,
+        guest: Range<u64>,
+        len: u64,
+        thorough: bool,
+    ) -> Result<Result<Prepared, Blocked>> {
+        let index = self.geometry.l1_index(at).0;
+        if let Err(blocked) = self.own_l2_table(tables, writing, index, thorough)? {
+            return Ok(Err(blocked));
+        }
+        let most = guest.end - guest.start;
+        Ok(self
+            .allocate(tables, writing, most, thorough)?
+            .map(|allocation| {
+                let got = allocation.clusters.end - allocation.clusters.start;
+                let guest = guest.start..guest.start + got;
+                let len = len.min(guest.end * self.geometry.cluster() - at);
+                let host = allocation.clusters.start * self.geometry.cluster();
+                Prepared {
+                    guest,
+                    host,
+                    fresh: allocation.fresh,
+                    reused: false,
+                    len,
+                }
+            }))
+    }
+
+    /// The L2 table of an L1 entry, made or copied if it is not there or not the image's own. Its
+    /// bytes are in the file before the L1 entry is, because the next flush syncs in between.
+    pub(crate) fn own_l2_table(
+        &self,
+        tables: &mut Tables,
+        writing: &mut Writing,
+        index: usize,
+        thorough: bool,
+    ) -> Result<Result<u64, Blocked>> {
+        let old = match self.l2_table(tables, index)? {
+            Some((table, true)) => return Ok(Ok(table)),
+            old => old.map(|(table, _)| table),
+        };
+        let allocation = match self.allocate(tables, writing, 1, thorough)? {
+            Ok(allocation) => allocation,
+            Err(blocked) => return Ok(Err(blocked)),
+        };
+        let cluster = self.geometry.cluster();
+        let table = allocation.clusters.start * cluster;
+        let made = match old {
+            None => self.host.zero(table, cluster),
+            Some(old) => {
+                let mut bytes = vec![0; cluster as usize];
+                self.host
+                    .read(old, &mut bytes)
+                    .and_then(|()| self.host.write(table, &bytes))
+            }
+        };
+        if let Err(error) = made {
+            writing.drop_clusters(allocation.clusters);
+            return Err(error);
+        }
+        tables.l2.forget(table, cluster);
+        writing.metadata.insert(allocation.clusters.start);
+        if let Some(old) = old {
+            writing.metadata.remove(&self.geometry.index(old));
+            writing.drop_clusters(self.geometry.span(old, 1));
+        }
+        self.set_l1(tables, writing, index, Mapping::data(table));
+        Ok(Ok(table))
+    }
+
+    /// Commits clusters whose data is written, or gives them back if that failed.
+    pub(crate) fn finish(&self, prepared: &Prepared, filled: Result<()>) -> Result<()> {
+        let mut state = self.state();
+        let State {
+            tables,
+            writing: Some(writing),
+        } = &mut *state
+        else {
+            return filled;
+        };
+        let cluster = self.geometry.cluster();
+        let done = filled.and_then(|()| {
+            let mut host = prepared.host;
+            self.change(
+                tables,
+                writing,
+                prepared.guest.clone(),
+                &mut |old, entry| {
+                    *entry = Mapping::data(host);
+                    host += cluster;
+                    // What was kept for the cluster goes on being its own.
+                    if prepared.reused { None } else { Some(old) }
+                },
+            )
+        });
+        if done.is_err() && !prepared.reused {
+            let clusters = prepared.guest.end - prepared.guest.start;
+            writing.drop_clusters(self.geometry.span(prepared.host, clusters * cluster));
+        }
+        writing.allocating.retain(|range| *range != prepared.guest);
+        drop(state);
+        self.notify();
+        done
+    }
+
+    /// Changes the L2 entries of a range within one L2 table and a few slices. `decide` gets what
+    /// an entry says and its value to change, and returns the mapping whose references are gone.
+    /// It gets all of them, or none if there is an error.
+    pub(crate) fn change(
+        &self,
+        tables: &mut Tables,
+        writing: &mut Writing,
+        guest: Range<u64>,
+        decide: &mut dyn FnMut(Mapping, &mut u64) -> Option<Mapping>,
+    ) -> Result<()> {
+        let mut places = Vec::new();
+        for cluster in guest {
+            let (index, at) = self.geometry.l1_index(cluster * self.geometry.cluster());
+            let Some((table, _)) = self.l2_table(tables, index)? else {
+                continue;
+            };
+            let within = (at % self.geometry.slice()) as usize;
+            let slice = table + at - within as u64;
+            let entry = be64(self.slice(tables, slice)?, within);
+            let old = self.decode(entry, slice + within as u64, tables.file_len)?;
+            // Dirty from here on, so that it stays until it is changed below.
+            tables.l2.get_mut(slice);
+            places.push((slice, within, entry, old));
+        }
+        for (slice, within, mut entry, old) in places {
+            let gone = decide(old, &mut entry);
+            let bytes = tables.l2.get_mut(slice).unwrap_or_default();
+            if let Some(bytes) = bytes.get_mut(within..within + 8) {
+                bytes.copy_from_slice(&entry.to_be_bytes());
+            }
+            if let Some(gone) = gone {
+                writing.drop_mapping(gone, self);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets an L1 entry; its sector is dirty now.
+    fn set_l1(&self, tables: &mut Tables, writing: &mut Writing, index: usize, entry: u64) {
+        if let Some(slot) = tables.l1.get_mut(index) {
+            *slot = entry;
+            writing.l1_dirty.insert(index as u64 / SECTOR_ENTRIES);
+        }
+    }
+
+    /// Guest data would land on metadata: the image is corrupt.
+    pub(crate) fn overlaps(&self, tables: &mut Tables, host: u64) -> Error {
+        self.mark_corrupt(
+            tables,
+            format!("an L2 entry leads to metadata at {host:#x}"),
+        )
+    }
+}
