@@ -33,7 +33,7 @@ pub trait Storage: Send + Sync {
     /// Gives a range back to the host. It reads as zeros afterwards, and the length stays.
     /// Fails with [`io::ErrorKind::Unsupported`] where the host cannot.
     fn punch(&self, offset: u64, len: u64) -> io::Result<()>;
-    /// Makes every write that has ended durable.
+    /// Makes every write that has ended durable. After a failure it is not known what is.
     fn sync(&self) -> io::Result<()>;
     /// Length in bytes.
     fn len(&self) -> io::Result<u64>;

@@ -11,7 +11,7 @@ use crate::qcow2::{Qcow2, Tables};
 use crate::refcount::Refcounts;
 
 /// Clusters that may wait to be freed, or to be reused after that: a bound on memory. Past it
-/// discards do nothing.
+/// discards do nothing, and zeroed clusters stay allocated.
 const MAX_WAITING: usize = 1 << 18;
 /// A flush is made when this many wait for one.
 const FLUSH_AT: usize = 1 << 16;

@@ -46,11 +46,13 @@ impl Image {
             }
             return self.write_zeros(start, end - start);
         }
-        self.change_all(qcow2, whole, &|mapping, below| match mapping {
+        self.change_all(qcow2, whole, &|mapping, below, may_drop| match mapping {
             Mapping::Unallocated => below.then_some((ZERO, None)),
             Mapping::Zero { host: None, .. } => None,
-            Mapping::Zero { host: Some(_), .. } => unmap.then_some((ZERO, Some(mapping))),
-            Mapping::Data { host, copied: true } if !unmap => {
+            Mapping::Zero { host: Some(_), .. } => {
+                (unmap && may_drop).then_some((ZERO, Some(mapping)))
+            }
+            Mapping::Data { host, copied: true } if !(unmap && may_drop) => {
                 Some((Mapping::data(host) | ZERO, None))
             }
             Mapping::Data { .. } | Mapping::Compressed(_) => Some((ZERO, Some(mapping))),
@@ -72,9 +74,9 @@ impl Image {
             return Ok(());
         };
         let can_zero = qcow2.header.version >= 3;
-        self.change_all(qcow2, whole, &|mapping, below| match mapping {
+        self.change_all(qcow2, whole, &|mapping, below, may_drop| match mapping {
             Mapping::Unallocated | Mapping::Zero { host: None, .. } => None,
-            _ if below && !can_zero => None,
+            _ if below && !can_zero || !may_drop => None,
             _ => Some((if below { ZERO } else { 0 }, Some(mapping))),
         })
     }
@@ -109,13 +111,14 @@ impl Image {
         Ok(())
     }
 
-    /// Changes the entries of whole clusters. `decide` gets what an entry says, and whether a
-    /// backing file would show through if it said nothing; `None` leaves it as it is.
+    /// Changes the entries of whole clusters. `decide` gets what an entry says, whether a backing
+    /// file would show through if it said nothing, and whether clusters may be given back, which
+    /// memory bounds; `None` leaves it as it is.
     fn change_all(
         &self,
         qcow2: &Qcow2,
         clusters: Range<u64>,
-        decide: &dyn Fn(Mapping, bool) -> Option<Change>,
+        decide: &dyn Fn(Mapping, bool, bool) -> Option<Change>,
     ) -> Result<()> {
         let geometry = qcow2.geometry;
         let below_size = self.layers.get(1).map_or(0, |layer| layer.size());
@@ -127,6 +130,7 @@ impl Image {
             let part = at..((at / per_slice + 1) * per_slice).min(clusters.end);
             let mut state = qcow2.lock_to_change(&part)?;
             let (tables, writing) = qcow2.split(&mut state)?;
+            let may_drop = writing.may_drop();
             let (index, _) = geometry.l1_index(at * geometry.cluster());
             // Ask first: no L2 table is made or copied for nothing.
             let mut cluster = at;
@@ -134,11 +138,11 @@ impl Image {
             let start = at * geometry.cluster();
             let len = (part.end * geometry.cluster()).min(self.size()) - start;
             qcow2.mappings(tables, start, len, &mut |_, covered, mapping| {
-                wanted |= decide(mapping, below(cluster)).is_some();
+                wanted |= decide(mapping, below(cluster), may_drop).is_some();
                 cluster += geometry.clusters(covered);
                 !wanted
             })?;
-            if wanted && writing.may_drop() {
+            if wanted {
                 if let Err(blocked) = qcow2.own_l2_table(tables, writing, index, thorough)? {
                     drop(state);
                     qcow2.unblock(blocked, &mut thorough)?;
@@ -146,7 +150,7 @@ impl Image {
                 }
                 let mut cluster = at;
                 qcow2.change(tables, writing, part.clone(), &mut |old, entry| {
-                    let change = decide(old, below(cluster));
+                    let change = decide(old, below(cluster), may_drop);
                     cluster += 1;
                     let (new, gone) = change?;
                     *entry = new;
@@ -154,6 +158,10 @@ impl Image {
                 })?;
             }
             at = part.end;
+            if !wanted && qcow2.l2_table(tables, index)?.is_none() {
+                let next_table = (index as u64 + 1) * geometry.l2_entries();
+                at = next_table.min(clusters.end);
+            }
         }
         Ok(())
     }

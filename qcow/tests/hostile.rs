@@ -416,6 +416,11 @@ fn bounded() {
     );
     assert!(*storage.largest.lock().unwrap() <= 32 << 20);
     assert!(image.read(image.size(), &mut [1; 512]).is_err());
+    drop(image);
+    let options = OpenOptions::new(Format::Qcow2);
+    let image = Image::open_over(Path::new("huge"), storage, &options, None).unwrap();
+    // As many steps as there are L2 tables, not as there are clusters.
+    image.discard(0, image.size()).unwrap();
     assert!(image.plan_read(u64::MAX, 2).is_err());
 }
 

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::sync::OnceLock;
 
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
@@ -17,6 +18,9 @@ static ZEROS: [u8; 65536] = [0; 65536];
 pub struct FileStorage {
     file: File,
     durable: bool,
+    /// The error of the first sync that failed. The kernel has dropped what it could not write
+    /// and would call the next sync a success, which is no sign that the data is there.
+    failed: OnceLock<i32>,
 }
 
 impl FileStorage {
@@ -25,6 +29,7 @@ impl FileStorage {
         FileStorage {
             file,
             durable: true,
+            failed: OnceLock::new(),
         }
     }
 
@@ -34,6 +39,7 @@ impl FileStorage {
         FileStorage {
             file,
             durable: false,
+            failed: OnceLock::new(),
         }
     }
 
@@ -105,10 +111,16 @@ impl Storage for FileStorage {
     }
 
     fn sync(&self) -> io::Result<()> {
-        if self.durable {
-            self.file.sync_data()?;
+        if !self.durable {
+            return Ok(());
         }
-        Ok(())
+        if let Some(code) = self.failed.get() {
+            return Err(io::Error::from_raw_os_error(*code));
+        }
+        self.file.sync_data().inspect_err(|error| {
+            self.failed
+                .get_or_init(|| error.raw_os_error().unwrap_or(Errno::IO.raw_os_error()));
+        })
     }
 
     fn len(&self) -> io::Result<u64> {
