@@ -52,10 +52,9 @@ impl Hub {
                 is_console,
                 input,
                 output,
-                on_broken,
             } = port;
             let shared = input.is_some();
-            let output = Output::new(&name, output, shared, on_broken, wake.try_clone()?);
+            let output = Output::new(&name, output, shared, wake.try_clone()?);
             let input = match input {
                 Some(input) => Some(Arc::new(Input::new(&name, input, wake.try_clone()?))),
                 None => None,

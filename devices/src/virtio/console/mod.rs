@@ -7,7 +7,6 @@
 //! with other processes), and whatever can be read or written works: pipes, files, terminals,
 //! sockets, `/dev/null`.
 
-use std::io;
 use std::os::fd::OwnedFd;
 
 mod blocking;
@@ -20,9 +19,6 @@ mod service;
 
 pub use device::Console;
 pub use hub::ConsoleHandle;
-
-/// Told once when a port's output cannot be written any more, on the thread that found out.
-pub type OnBroken = Box<dyn FnOnce(io::Error) + Send>;
 
 /// One stream, or a pair of them, between host and guest.
 ///
@@ -39,11 +35,9 @@ pub struct Port {
     pub input: Option<OwnedFd>,
     /// Where the guest's bytes go; without one they are dropped. When the guest closes the port
     /// it is closed, or shut down for writing if the port has an input too (a socket), unless
-    /// the port is a console.
+    /// the port is a console. When it fails, as a pipe does that nobody reads any more, a port
+    /// without an input is closed, which the guest's writer meets as EPIPE.
     pub output: Option<OwnedFd>,
-    /// Told when `output` fails, as a pipe does that nobody reads any more. What the guest
-    /// writes from then on is dropped.
-    pub on_broken: Option<OnBroken>,
 }
 
 #[cfg(test)]

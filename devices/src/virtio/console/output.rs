@@ -12,7 +12,6 @@ use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::OnBroken;
 use super::blocking::{ready, tail, wait};
 
 /// Bytes that are held before the guest has to wait.
@@ -27,7 +26,6 @@ struct Sink {
     fd: OwnedFd,
     /// The descriptor is also read from: closing is not enough to tell its peer.
     shared: bool,
-    on_broken: Option<OnBroken>,
 }
 
 #[derive(Default)]
@@ -43,6 +41,8 @@ struct State {
     ended: bool,
     /// Writing failed, or there is nowhere to write to.
     dead: bool,
+    /// Writing failed: nobody reads any more.
+    broken: bool,
     /// The queues' thread waits for room.
     starved: bool,
 }
@@ -58,18 +58,8 @@ pub(super) struct Output {
 
 impl Output {
     /// An output to `fd`, or to nowhere. `shared` says that `fd` is also read from.
-    pub(super) fn new(
-        name: &str,
-        fd: Option<OwnedFd>,
-        shared: bool,
-        on_broken: Option<OnBroken>,
-        wake: EventFd,
-    ) -> Self {
-        let sink = fd.map(|fd| Sink {
-            fd,
-            shared,
-            on_broken,
-        });
+    pub(super) fn new(name: &str, fd: Option<OwnedFd>, shared: bool, wake: EventFd) -> Self {
+        let sink = fd.map(|fd| Sink { fd, shared });
         let state = State {
             dead: sink.is_none(),
             sink,
@@ -94,6 +84,11 @@ impl Output {
         let room = limit.saturating_sub(state.buffer.len());
         state.starved = room == 0;
         room
+    }
+
+    /// Whether the host's end failed, as a pipe does that nobody reads any more.
+    pub(super) fn is_broken(&self) -> bool {
+        self.state().broken
     }
 
     /// Takes bytes over from the guest.
@@ -147,7 +142,7 @@ impl Output {
     }
 
     /// The writer.
-    fn write_out(&self, mut sink: Sink) {
+    fn write_out(&self, sink: Sink) {
         while let Some(chunk) = self.next_chunk() {
             let result = write_all(&sink.fd, &chunk);
             let mut state = self.state();
@@ -156,12 +151,10 @@ impl Output {
                 Err(error) => {
                     tracing::debug!(port = self.name, %error, "output is dropped from now on");
                     Self::kill(&mut state);
-                    self.feed(&mut state);
+                    state.broken = true;
                     self.changed.notify_all();
                     drop(state);
-                    if let Some(on_broken) = sink.on_broken.take() {
-                        on_broken(error);
-                    }
+                    self.wake();
                     return;
                 }
             }
@@ -195,9 +188,13 @@ impl Output {
     /// Wakes the queues' thread if it waits for room.
     fn feed(&self, state: &mut State) {
         if std::mem::take(&mut state.starved) {
-            // Fails only when the counter is full: then it is awake already.
-            let _ = self.wake.write(1);
+            self.wake();
         }
+    }
+
+    fn wake(&self) {
+        // Fails only when the counter is full: then it is awake already.
+        let _ = self.wake.write(1);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

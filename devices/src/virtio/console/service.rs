@@ -123,6 +123,7 @@ impl Service {
             more |= self.transmit(index, LIMIT)?;
             more |= self.receive(index)?;
         }
+        self.close_broken();
         more |= self.tell()?;
         Ok(more)
     }
@@ -361,6 +362,21 @@ impl Service {
             self.say(index, &ToDriver::Open(false));
         }
         Ok(more)
+    }
+
+    /// Closes the ports whose output nobody reads any more.
+    fn close_broken(&mut self) {
+        for index in 0..self.sessions.len() {
+            let (Some(session), Some(port)) =
+                (self.sessions.get_mut(index), self.hub.ports.get(index))
+            else {
+                return;
+            };
+            if session.host_open && port.input.is_none() && port.output.is_broken() {
+                session.host_open = false;
+                self.say(index, &ToDriver::Open(false));
+            }
+        }
     }
 
     fn begin_drain(&mut self) -> Result<(), Error> {
