@@ -6,6 +6,7 @@
 mod support;
 
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
 use cowshed_qcow::{CreateOptions, Format, Image, MemoryStorage, OpenOptions, Storage, create};
@@ -200,6 +201,9 @@ fn survive(
         "{what}: {:?}",
         report.corruptions
     );
+    if random.below(500) == 0 && have_qemu() {
+        assert_qemu_finds_leaks_at_most(&bytes, what);
+    }
     let storage = Arc::new(MemoryStorage::new(bytes));
     let image = open(storage.clone()).unwrap_or_else(|error| panic!("{what}: {error:?}"));
     let mut now = content(&image);
@@ -223,6 +227,21 @@ fn survive(
             report.corruptions
         );
     }
+}
+
+/// Now and then QEMU's checker has its say too; a process for each state would take minutes.
+fn assert_qemu_finds_leaks_at_most(bytes: &[u8], what: &str) {
+    const LEAKS: i32 = 3;
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("base"), []).unwrap();
+    std::fs::write(folder.path().join(NAME), bytes).unwrap();
+    let output = Command::new("qemu-img")
+        .args(["check", "-f", "qcow2", NAME])
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    let code = output.status.code();
+    assert!(matches!(code, Some(0 | LEAKS)), "{what}: {output:?}");
 }
 
 fn overlay(size: u64, cluster_size: u32, refcount_bits: u32) -> CreateOptions {
