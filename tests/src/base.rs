@@ -17,13 +17,12 @@ pub const DATA: &str = "/data";
 pub const DATA_SIZE: usize = 1 << 20;
 
 /// Programs that can be PID 1 (`init=`) in the guest.
-const INITS: [(&str, &str); 4] = [
+const INITS: [(&str, &str); 3] = [
     // Answers one line of the console, then powers off.
     (
         "echo",
         "echo ready; read -r line; echo \"answer: $line\"; poweroff -f",
     ),
-    ("power-off", "poweroff -f"),
     ("reboot", "reboot -f"),
     // PID 1 must not end: the kernel panics.
     ("end", "exit 0"),

@@ -28,16 +28,16 @@ fn copies_in_and_out_with_environment_and_folder() {
     let pair = |from: &std::path::Path, to: &str| format!("{}:{to}", from.display());
     let back = |from: &str, to: &std::path::Path| format!("{from}:{}", to.display());
     let run = Cowshed::run()
-        .option("--copy-in", pair(&input, "/work/in"))
-        .option("--copy-in", pair(&single, "/work/single"))
-        .option("--copy-out", back("/work/out", &output_folder))
-        .option("--copy-out", back("/work/single", &output_file))
+        .option("--copy-in", pair(&input, "/in"))
+        .option("--copy-in", pair(&single, "/single"))
+        .option("--copy-out", back("/out", &output_folder))
+        .option("--copy-out", back("/single", &output_file))
         .option("--env", "GREETING=hello = there")
-        .option("--cwd", "/work/in")
-        .script("./tool; mkdir /work/out; cp nested/data /work/out/copy; echo more >>/work/single; exit 5");
+        .option("--cwd", "/in")
+        .script("./tool; mkdir /out; cp nested/data /out/copy; echo more >>/single; exit 5");
     // What was asked for comes out whatever the status is.
     let output = run.output().expect_status(5);
-    assert_eq!(output.stdout(), "hello = there from /work/in\n");
+    assert_eq!(output.stdout(), "hello = there from /in\n");
     assert!(fs::read(output_folder.join("copy")).unwrap() == data);
     assert_eq!(
         fs::read_to_string(&output_file).unwrap(),
