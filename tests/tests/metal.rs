@@ -10,14 +10,16 @@ use tempfile::TempDir;
 
 /// Runs the guest that `arguments` begin with, on two disks.
 fn run(work: &Path, arguments: &str, disk_keys: &str) -> Output {
-    let name = arguments.split(' ').next().unwrap();
-    let kernel = guest::builder().metal(name).unwrap();
+    let name = arguments.split(' ').next().expect("a name");
+    let kernel = guest::builder().metal(name).expect("build the guest");
     let disks = ["first", "second"].map(|name| {
         let path = work.join(format!("{name}.qcow2"));
         if !path.exists() {
             image::create(&path, "16M");
         }
-        path.into_os_string().into_string().unwrap()
+        path.into_os_string()
+            .into_string()
+            .expect("a path in UTF-8")
     });
     let run = Cowshed::run()
         .option("--kernel", kernel)
@@ -30,7 +32,7 @@ fn run(work: &Path, arguments: &str, disk_keys: &str) -> Output {
 
 /// The guest must say that all is well and power off.
 fn passes(arguments: &str, disk_keys: &str) -> TempDir {
-    let work = TempDir::new().unwrap();
+    let work = TempDir::new().expect("a temporary folder");
     let output = run(work.path(), arguments, disk_keys).expect_status(0);
     let last = output.stdout().trim_end().to_owned();
     assert!(last.ends_with("PASS"), "{last}\n{}", output.stderr());
@@ -41,7 +43,7 @@ fn passes(arguments: &str, disk_keys: &str) -> TempDir {
 fn reason(work: &Path) -> String {
     report::read(&work.join("report.json"))["reason"]
         .as_str()
-        .unwrap()
+        .expect("a reason")
         .to_owned()
 }
 
