@@ -20,7 +20,8 @@ use vm_memory::GuestMemoryMmap;
 /// it from instructions that the emulator lacks (CPUID itself cannot hide them), `reboot=k` from
 /// a triple fault by INT3; the rest saves emulated instructions.
 pub const KERNEL_ARGUMENTS: &str = "noxsave \
-    clearcpuid=129,137,147,148,151,153,297,308,317,580 reboot=k rodata=off nokaslr mitigations=off noreplace-smp";
+    clearcpuid=129,137,147,148,151,153,297,308,317,580 reboot=k rodata=off nokaslr mitigations=off \
+    noreplace-smp percpu_alloc=page";
 
 /// The arguments without which a kernel does not get through here.
 pub const REQUIRED_ARGUMENTS: [&str; 2] = ["noxsave", "clearcpuid="];
