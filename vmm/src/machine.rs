@@ -101,6 +101,13 @@ impl Machine {
         }
         let kvm = Kvm::new().map_err(Error::Open)?;
         let vm = kvm.create_vm().map_err(failed("create a VM"))?;
+        // First what KVM waits for all readers of the VM for: that takes it milliseconds once the VM
+        // has a device on a bus.
+        if config.virtualization == Virtualization::Emulated {
+            fallback::prepare(&vm).map_err(failed("filter the SYSCALL registers"))?;
+        }
+        let memory = memory::allocate(config.memory)?;
+        memory::register(&vm, &memory)?;
         vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
             .map_err(failed("place its identity map"))?;
         vm.set_tss_address(layout::KVM_TSS as usize)
@@ -114,11 +121,6 @@ impl Machine {
         };
         vm.create_pit2(pit)
             .map_err(failed("create the interval timer"))?;
-        if config.virtualization == Virtualization::Emulated {
-            fallback::prepare(&vm).map_err(failed("filter the SYSCALL registers"))?;
-        }
-        let memory = memory::allocate(config.memory)?;
-        memory::register(&vm, &memory)?;
 
         let vm = Arc::new(vm);
         let (pio, mmio) = (Arc::new(Bus::default()), Arc::new(Bus::default()));
