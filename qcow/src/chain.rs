@@ -125,7 +125,15 @@ pub(crate) fn open(
         };
         path = match locate(&path, &backing.name, options.references, opener) {
             Ok(path) => path,
-            Err(reason) => return refuse(reason),
+            Err(Refused::Outside(folder)) => {
+                let name = backing.name;
+                return Err(Error::Outside {
+                    file: path,
+                    name,
+                    folder,
+                });
+            }
+            Err(Refused::Because(reason)) => return refuse(reason),
         };
         (format, writable) = (next_format, false);
     }
@@ -175,26 +183,32 @@ pub(crate) fn open_layer(
     }
 }
 
+/// Why a name is not followed.
+enum Refused {
+    /// It leads out of this folder.
+    Outside(PathBuf),
+    Because(String),
+}
+
 /// The path that `name` means in the image at `referrer`, or why it is not followed.
 fn locate(
     referrer: &Path,
     name: &str,
     policy: ReferencePolicy,
     opener: &dyn Opener,
-) -> Result<PathBuf, String> {
+) -> Result<PathBuf, Refused> {
     if policy == ReferencePolicy::None {
-        return Err("images with a backing file are not allowed here".into());
+        let reason = "images with a backing file are not allowed here";
+        return Err(Refused::Because(reason.into()));
     }
     if name
         .split('/')
         .next()
         .is_some_and(|first| first.contains(':'))
     {
-        return Err(
-            "only files are followed, no `protocol:...` (a file whose name has a colon \
-                    is recorded as `./NAME`)"
-                .into(),
-        );
+        let reason = "only files are followed, no `protocol:...` (a file whose name has a colon is \
+                      recorded as `./NAME`)";
+        return Err(Refused::Because(reason.into()));
     }
     let folder = match referrer.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -207,14 +221,12 @@ fn locate(
     let real = |path: &Path| {
         opener
             .canonicalize(path)
-            .map_err(|error| format!("cannot find {path:?}: {error}"))
+            .map_err(|error| Refused::Because(format!("cannot find {path:?}: {error}")))
     };
     let (real_path, real_folder) = (real(&path)?, real(folder)?);
     if real_path.starts_with(&real_folder) {
         Ok(real_path)
     } else {
-        Err(format!(
-            "{real_path:?} is outside the image's own folder {real_folder:?}: allow it by name"
-        ))
+        Err(Refused::Outside(real_folder))
     }
 }

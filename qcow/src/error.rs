@@ -75,6 +75,18 @@ pub enum Error {
         /// Why, and what to do.
         reason: String,
     },
+    /// A backing file that only [`ReferencePolicy::Any`](crate::ReferencePolicy::Any) follows.
+    #[error(
+        "{file} names the backing file {name:?}, which is outside the image's own folder {folder}"
+    )]
+    Outside {
+        /// The image that names it.
+        file: PathBuf,
+        /// The name as it is recorded.
+        name: String,
+        /// The folder of the image, symbolic links resolved.
+        folder: PathBuf,
+    },
     /// A write to an image that was opened for reading.
     #[error("{file} is open read-only")]
     ReadOnly {
@@ -140,7 +152,7 @@ impl Error {
             Error::Io { source, .. } => source.kind(),
             Error::Invalid { .. } | Error::Corrupt { .. } => io::ErrorKind::InvalidData,
             Error::Unsupported { .. } => io::ErrorKind::Unsupported,
-            Error::Reference { .. } => io::ErrorKind::PermissionDenied,
+            Error::Reference { .. } | Error::Outside { .. } => io::ErrorKind::PermissionDenied,
             Error::ReadOnly { .. } => io::ErrorKind::ReadOnlyFilesystem,
             Error::OutOfRange { .. } | Error::Options { .. } => io::ErrorKind::InvalidInput,
             Error::Full { .. } => io::ErrorKind::StorageFull,

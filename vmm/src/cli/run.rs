@@ -130,7 +130,8 @@ pub(super) struct RunArgs {
     )]
     cwd: Option<PathBuf>,
 
-    /// Copy a file or folder of the host into the guest first; may be repeated
+    /// Copy a file or folder of the host into the guest first; may be repeated. DST is a folder
+    /// that is there, or the copy's name in one
     #[arg(
         long,
         value_name = "SRC:DST",
@@ -140,7 +141,8 @@ pub(super) struct RunArgs {
     )]
     copy_in: Vec<Copy>,
 
-    /// Copy a file or folder of the guest to the host after COMMAND; may be repeated
+    /// Copy a file or folder of the guest to the host after COMMAND; may be repeated. DST is a
+    /// folder that is there, or the copy's name in one
     #[arg(
         long,
         value_name = "SRC:DST",

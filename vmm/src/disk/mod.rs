@@ -41,9 +41,12 @@ pub enum Error {
         .0.display(), .0.display()
     )]
     Unnamed(PathBuf),
+    /// The chain leads out of its folder.
+    #[error("{0}; if you trust the image, add ,allow-outside to it")]
+    Outside(cowshed_qcow::Error),
     /// The chain cannot be used.
     #[error(transparent)]
-    Image(#[from] cowshed_qcow::Error),
+    Image(cowshed_qcow::Error),
     /// The disk would be smaller than its base.
     #[error("size={size} would cut off the end of {}, which has {of_base} bytes", path.display())]
     Smaller {
@@ -125,6 +128,15 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+}
+
+impl From<cowshed_qcow::Error> for Error {
+    fn from(error: cowshed_qcow::Error) -> Self {
+        match error {
+            cowshed_qcow::Error::Outside { .. } => Self::Outside(error),
+            error => Self::Image(error),
+        }
+    }
 }
 
 impl Error {

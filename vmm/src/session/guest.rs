@@ -31,14 +31,23 @@ pub(super) struct Guest {
     init: Option<Vec<u8>>,
     /// The kernel command line.
     pub(super) cmdline: String,
-    /// The default guest's root image, if that is what boots.
-    pub(super) root: Option<PathBuf>,
+}
+
+/// The default guest's root image, if that is what boots.
+pub(super) fn root_image(config: &config::Run) -> Result<Option<PathBuf>, Error> {
+    Ok(match config.root {
+        Root::Default(_) => Some(builder()?.root_image()?),
+        Root::Image(_) | Root::None => None,
+    })
+}
+
+/// Only asked for what is needed: a run with everything given needs no cache folder.
+fn builder() -> Result<Builder, cowshed_guest_images::Error> {
+    Builder::new(Progress::to_stderr())
 }
 
 /// Opens what the configuration names and makes what it leaves to us.
 pub(super) fn prepare(config: &config::Run, host: Virtualization) -> Result<Guest, Error> {
-    // Only asked for what is needed: a run with everything given needs no cache folder.
-    let builder = || Builder::new(Progress::to_stderr());
     let (kernel, own_initrd) = match &config.kernel {
         Some(path) => (path.clone(), None),
         None => {
@@ -48,10 +57,6 @@ pub(super) fn prepare(config: &config::Run, host: Virtualization) -> Result<Gues
             })?;
             (files.kernel, files.initrd)
         }
-    };
-    let root = match config.root {
-        Root::Default(_) => Some(builder()?.root_image()?),
-        Root::Image(_) | Root::None => None,
     };
     let mut cmdline = cmdline(config, host);
     // A kernel whose drivers are modules cannot mount its root by itself: our init does that and
@@ -68,7 +73,6 @@ pub(super) fn prepare(config: &config::Run, host: Virtualization) -> Result<Gues
         initrd: initrd.as_deref().map(open).transpose()?,
         init: init.map(|program| initramfs(&program)),
         cmdline,
-        root,
     })
 }
 

@@ -109,8 +109,9 @@ impl<'a> Session<'a> {
 
         let virtualization = Virtualization::of_host()
             .map_err(|source| Error::Io("tell what kind of host this is", source))?;
+        // Disks before the kernel, which may take minutes to make: mistakes show at once.
+        let disks = disk::open(config, guest::root_image(config)?.as_deref())?;
         let guest = guest::prepare(config, virtualization)?;
-        let disks = disk::open(config, guest.root.as_deref())?;
 
         let suited = match virtualization {
             Virtualization::Hardware => MEMORY,
