@@ -68,7 +68,7 @@ fn bars_move_and_never_hide_memory_or_each_other() {
 #[test]
 fn a_disk_does_what_virtio_says() {
     if kvm_is_here() {
-        let requests = "blk info fill 7 flush check 7 zero 8 16 zeros 8 16 discard 64 128 zeros 64 128 \
+        let requests = "blk info fill 7 flush check 7 zero 8 16 zeros 8 16 discard 128 128 zeros 128 128 \
             scatter 100 9 3 indirect 200 40 5 msix";
         let _ = passes(requests, "");
     }
