@@ -1,8 +1,12 @@
 //! What kind of host this is.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::arch::x86_64::__cpuid;
 use std::path::Path;
+
+/// CPUID leaf 1, ECX: VMX.
+const VMX: u32 = 1 << 5;
+/// CPUID leaf 0x80000001, ECX: SVM.
+const SVM: u32 = 1 << 2;
 
 /// Who executes the guest's kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,22 +19,17 @@ pub enum Virtualization {
 }
 
 impl Virtualization {
-    /// Asks the host.
-    ///
-    /// # Errors
-    /// `/proc` is not mounted.
-    pub fn of_host() -> io::Result<Self> {
-        let flags = flags(BufReader::new(File::open("/proc/cpuinfo")?))?;
-        Ok(Self::from_facts(
-            &flags,
-            Path::new("/sys/module/kvm_pvm").exists(),
-        ))
+    /// Asks the processor, and the kernel for the module that does without its help.
+    #[must_use]
+    pub fn of_host() -> Self {
+        let (vmx, svm) = (
+            __cpuid(1).ecx & VMX != 0,
+            __cpuid(0x8000_0001).ecx & SVM != 0,
+        );
+        Self::from_facts(vmx || svm, Path::new("/sys/module/kvm_pvm").exists())
     }
 
-    fn from_facts(flags: &str, has_pvm: bool) -> Self {
-        let in_hardware = flags
-            .split_whitespace()
-            .any(|flag| flag == "vmx" || flag == "svm");
+    fn from_facts(in_hardware: bool, has_pvm: bool) -> Self {
         if in_hardware && !has_pvm {
             Self::Hardware
         } else {
@@ -39,47 +38,29 @@ impl Virtualization {
     }
 }
 
-/// The first processor's flags. Nothing is read of the others: making the page up takes the
-/// kernel a while for each.
-fn flags(cpuinfo: impl BufRead) -> io::Result<String> {
-    for line in cpuinfo.lines() {
-        let line = line?;
-        if let Some((key, flags)) = line.split_once(':')
-            && key.trim() == "flags"
-        {
-            return Ok(flags.to_owned());
-        }
-    }
-    Ok(String::new())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn hardware_needs_a_flag_and_no_pvm() {
-        use Virtualization::*;
-        for (flags, has_pvm, kind) in [
-            (" fpu vmx ssse3", false, Hardware),
-            (" fpu svm", false, Hardware),
-            (" fpu ssse3", false, Emulated),
-            (" fpu svm_lock vmx_flags", false, Emulated),
-            (" fpu vmx", true, Emulated),
-            ("", true, Emulated),
-        ] {
-            assert_eq!(
-                Virtualization::from_facts(flags, has_pvm),
-                kind,
-                "{flags} {has_pvm}"
-            );
+    fn hardware_needs_the_processor_and_no_pvm() {
+        assert_eq!(
+            Virtualization::from_facts(true, false),
+            Virtualization::Hardware
+        );
+        for (in_hardware, has_pvm) in [(false, false), (true, true), (false, true)] {
+            let kind = Virtualization::from_facts(in_hardware, has_pvm);
+            assert_eq!(kind, Virtualization::Emulated, "{in_hardware} {has_pvm}");
         }
     }
 
     #[test]
-    fn the_first_processors_flags_are_read() {
-        let page = "processor\t: 0\nvmx flags\t: ept\nflags\t\t: fpu vmx\n\nflags\t\t: other\n";
-        assert_eq!(flags(page.as_bytes()).unwrap(), " fpu vmx");
-        assert_eq!(flags(&b"processor : 0\n"[..]).unwrap(), "");
+    fn the_processor_says_what_the_kernel_says_of_it() {
+        let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+        let flagged = cpuinfo
+            .split_whitespace()
+            .any(|word| word == "vmx" || word == "svm");
+        let asked = __cpuid(1).ecx & VMX != 0 || __cpuid(0x8000_0001).ecx & SVM != 0;
+        assert_eq!(asked, flagged);
     }
 }

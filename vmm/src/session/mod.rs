@@ -107,8 +107,7 @@ impl<'a> Session<'a> {
         })
         .map_err(|source| Error::Io("watch for signals", source))?;
 
-        let virtualization = Virtualization::of_host()
-            .map_err(|source| Error::Io("tell what kind of host this is", source))?;
+        let virtualization = Virtualization::of_host();
         // Disks before the kernel, which may take minutes to make: mistakes show at once.
         let disks = disk::open(config, guest::root_image(config)?.as_deref())?;
         let guest = guest::prepare(config, virtualization)?;

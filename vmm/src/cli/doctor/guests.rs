@@ -20,8 +20,8 @@ pub(super) fn checks() -> Vec<Check> {
 /// The packages of the guest that boots here by default are needed, those of the other are not.
 fn packages() -> Vec<Check> {
     let (default, other) = match Virtualization::of_host() {
-        Ok(Virtualization::Emulated) => (Needed::SmallKernel, Needed::DebianKernel),
-        _ => (Needed::DebianKernel, Needed::SmallKernel),
+        Virtualization::Emulated => (Needed::SmallKernel, Needed::DebianKernel),
+        Virtualization::Hardware => (Needed::DebianKernel, Needed::SmallKernel),
     };
     let needed = [missing(default), missing(Needed::RootImage)].concat();
     let other = missing(other);
