@@ -80,3 +80,17 @@ fn sigterm_reaches_the_command() {
     assert_eq!(rest, "caught\n");
     let _ = run.wait().expect_status(7);
 }
+
+#[test]
+fn a_reader_that_goes_away_ends_the_writer_by_sigpipe() {
+    if !kvm_is_here() {
+        return;
+    }
+    let mut run = Cowshed::run().command(["yes"]).spawn();
+    let mut stdout = run.take_stdout();
+    let mut first = [0; 2];
+    stdout.read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"y\n");
+    drop(stdout);
+    let _ = run.wait().expect_status(128 + 13);
+}

@@ -68,18 +68,20 @@ fn cache() -> Check {
         let remedy = "set XDG_CACHE_HOME to a folder of yours with 1 GiB to spare";
         return Check::missing(name, finding, remedy);
     }
-    let mut entries = entries(&folder);
-    entries.sort();
+    let entries = entries(&folder);
     let size: u64 = entries.iter().map(|(_, size)| size).sum();
-    let names: Vec<&str> = entries.iter().map(|(name, _)| name.as_str()).collect();
-    let content = if names.is_empty() {
-        "empty".to_owned()
-    } else {
-        names.join(", ")
+    let kernels = entries
+        .iter()
+        .filter(|(name, _)| name.starts_with("kernel-"))
+        .count();
+    let content = match kernels {
+        0 => "no guest kernel yet: the first run makes it".to_owned(),
+        1 => "1 guest kernel".to_owned(),
+        more => format!("{more} guest kernels"),
     };
     Check::ok(
         name,
-        format!("{}, {} MiB: {content}", folder.display(), size >> 20),
+        format!("{}, {} MiB, {content}", folder.display(), size >> 20),
     )
 }
 
