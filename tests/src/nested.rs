@@ -133,23 +133,6 @@ impl Host {
         self
     }
 
-    /// Lays the files under the folder `source` at their places under `target`.
-    #[must_use]
-    pub fn folder(mut self, source: impl AsRef<Path>, target: impl AsRef<Path>) -> Self {
-        let entries = fs::read_dir(source.as_ref()).expect("read a folder");
-        for path in entries.map(|entry| entry.expect("an entry").path()) {
-            let place = target
-                .as_ref()
-                .join(path.file_name().expect("an entry's name"));
-            self = if path.is_dir() {
-                self.folder(path, place)
-            } else {
-                self.file(path, place)
-            };
-        }
-        self
-    }
-
     /// Lays the program `source` at `target`, and the dynamic libraries it needs at their own paths.
     #[must_use]
     pub fn program(mut self, source: impl AsRef<Path>, target: impl AsRef<Path>) -> Self {

@@ -1,7 +1,5 @@
 //! `cowshed` on ordinary KVM: Debian's unmodified cloud kernel boots in a nested host.
 
-use std::path::Path;
-
 use cowshed_guest_images::Kernel;
 use cowshed_tests::nested::{Host, Step, is_available};
 use cowshed_tests::{base, cowshed, guest};
@@ -18,11 +16,14 @@ fn boots_debians_kernel_with_statuses_a_panic_and_two_cpus_and_leaves_the_base()
     let step = |name, arguments: &str| {
         Step::new(
             name,
-            &format!("export XDG_CACHE_HOME=/cache; {run} {arguments}"),
+            &format!("export XDG_CACHE_HOME=/cache COWSHED_INIT=/inner/init; {run} {arguments}"),
         )
     };
-    let results = with_init(Host::new())
+    // Nothing can be built in there.
+    let init = guest::builder().init_path().expect("build init");
+    let results = Host::new()
         .program(cowshed::binary(), "/bin/cowshed")
+        .file(init, "/inner/init")
         .file(&kernel.bzimage, "/inner/vmlinuz")
         .file(kernel.initrd.expect("its modules"), "/inner/initrd")
         .file(base::make(work.path()), "/inner/base.qcow2")
@@ -47,17 +48,4 @@ fn boots_debians_kernel_with_statuses_a_panic_and_two_cpus_and_leaves_the_base()
     assert_eq!(panic.status, 123, "{panic:#?}");
     assert!(panic.stderr.contains("sysrq triggered crash"), "{panic:#?}");
     assert_eq!(before.stdout, after.stdout, "the base was written");
-}
-
-/// Gives the host what `cowshed` has of its `init` here, where nothing can be built: the sources,
-/// which it knows the built one by, and that one in the cache.
-fn with_init(host: Host) -> Host {
-    let built = guest::builder().init_path().expect("build init");
-    let entry = built.parent().expect("its folder in the cache");
-    let name = entry.file_name().expect("an entry's name");
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-images");
-    let sources = sources.canonicalize().expect("the source tree");
-    host.folder(sources.join("init"), sources.join("init"))
-        .folder(sources.join("protocol"), sources.join("protocol"))
-        .folder(entry, Path::new("/cache/cowshed").join(name))
 }
