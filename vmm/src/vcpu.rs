@@ -109,7 +109,9 @@ impl Vcpu {
             Ok(VcpuExit::MmioWrite(address, data)) => {
                 self.mmio.write(address, data);
             }
-            Ok(VcpuExit::Debug(_)) if self.fallback.is_some() => return self.mend(Fallback::debug),
+            Ok(VcpuExit::Debug(exit)) if self.fallback.is_some() => {
+                return self.mend(|fallback, fd| fallback.debug(fd, exit.pc, exit.dr6));
+            }
             Ok(VcpuExit::X86Wrmsr(exit)) if self.fallback.is_some() => {
                 let (msr, value) = (exit.index, exit.data);
                 *exit.error = 0;

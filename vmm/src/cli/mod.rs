@@ -79,10 +79,11 @@ pub fn main() -> ExitCode {
 
 /// Says what there is to say of a run's end and gives its status.
 fn finish(report: &Report, path: Option<PathBuf>) -> ExitCode {
+    // The report first: nobody may be reading standard error.
+    let written = path.map_or(Ok(()), |path| report.write(&path));
     if let Some(message) = report.outcome.message() {
         say(&message);
     }
-    let written = path.map_or(Ok(()), |path| report.write(&path));
     match written {
         Ok(()) => ExitCode::from(report.outcome.status()),
         Err(error) => {

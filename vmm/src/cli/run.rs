@@ -156,9 +156,15 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "TIME", value_parser = value::duration, help_heading = "Limits")]
     timeout: Option<Duration>,
 
-    /// End the run with status 121 if COMMAND has not begun after this long
-    /// [default: 120s with COMMAND, more where KVM emulates]
-    #[arg(long, value_name = "TIME", value_parser = value::duration, help_heading = "Limits")]
+    /// End the run with status 121 if the guest is not up, to copy into it and run COMMAND, after
+    /// this long [default: 120s, more where KVM emulates]
+    #[arg(
+        long,
+        value_name = "TIME",
+        requires = "command",
+        value_parser = value::duration,
+        help_heading = "Limits"
+    )]
     boot_timeout: Option<Duration>,
 
     /// Write all that the guest's console says to this file

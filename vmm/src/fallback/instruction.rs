@@ -9,6 +9,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 const BREAKPOINT: u8 = 3;
 /// RFLAGS.AC, which STAC sets and CLAC clears.
 const AC: u64 = 1 << 18;
+/// MXCSR's 32-bit word in the XSAVE area.
+const MXCSR: usize = 6;
 /// RFLAGS.ZF.
 const ZF: u64 = 1 << 6;
 /// OF, SF, ZF, AF, PF, CF.
@@ -49,9 +51,11 @@ pub(super) fn emulate(
             let Some(value) = guest.operand(&instruction, 0, &regs) else {
                 return Ok(false);
             };
-            let mut fpu = fd.get_fpu()?;
-            fpu.mxcsr = value as u32;
-            fd.set_fpu(&fpu)?;
+            // KVM_SET_FPU leaves MXCSR alone.
+            let mut xsave = fd.get_xsave()?;
+            xsave.region[MXCSR] = value as u32;
+            // SAFETY: no dynamic feature is enabled, so KVM reads no more than this struct.
+            unsafe { fd.set_xsave(&xsave)? };
         }
         Mnemonic::Popcnt => {
             let Some(source) = guest.operand(&instruction, 1, &regs) else {

@@ -64,9 +64,10 @@ impl Fallback {
         self.syscall.write_msr(fd, &self.memory, msr, value)
     }
 
-    /// The breakpoint on the page fault handler was hit, or a step from it is done.
-    pub fn debug(&mut self, fd: &mut VcpuFd) -> Result<(), Error> {
-        self.syscall.debug(fd, &self.memory)
+    /// A debug exception at `pc` with this DR6: the breakpoint on the page fault handler was hit,
+    /// a step from it is done, or it is the guest's own.
+    pub fn debug(&mut self, fd: &mut VcpuFd, pc: u64, dr6: u64) -> Result<(), Error> {
+        self.syscall.debug(fd, &self.memory, pc, dr6)
     }
 
     /// The emulator lacks the instruction at RIP, whose `bytes` KVM gave. `false` if we do too.

@@ -27,6 +27,8 @@ pub(super) const COUNT: u32 = 4;
 const LSTAR: u32 = 0xc000_0082;
 const SFMASK: u32 = 0xc000_0084;
 
+/// The debug exception's vector.
+const DEBUG: u8 = 1;
 /// The page fault's vector.
 const PAGE_FAULT: u64 = 14;
 /// Error code of the fault that a SYSCALL becomes: present, user, instruction fetch.
@@ -85,12 +87,18 @@ impl Syscall {
         Ok(())
     }
 
-    pub(super) fn debug(&mut self, fd: &mut VcpuFd, memory: &GuestMemoryMmap) -> Result<(), Error> {
+    pub(super) fn debug(
+        &mut self,
+        fd: &mut VcpuFd,
+        memory: &GuestMemoryMmap,
+        pc: u64,
+        dr6: u64,
+    ) -> Result<(), Error> {
         if std::mem::take(&mut self.stepping) {
             return self.arm(fd);
         }
-        let Some(handler) = self.handler else {
-            return Ok(());
+        let Some(handler) = self.handler.filter(|handler| handler.address == pc) else {
+            return inject_debug(fd, dr6);
         };
         let mut regs = registers(fd);
         let Some([error, rip, cs, _flags, rsp]) = self.frame(fd, memory, regs.rsp)? else {
@@ -180,6 +188,19 @@ impl Syscall {
             ..Default::default()
         })
     }
+}
+
+/// Gives the guest a debug exception of its own, such as a debugger's single step in ring 3:
+/// with our breakpoint armed KVM hands us all of them.
+fn inject_debug(fd: &VcpuFd, dr6: u64) -> Result<(), Error> {
+    let mut registers = fd.get_debug_regs()?;
+    registers.dr6 |= dr6;
+    fd.set_debug_regs(&registers)?;
+    let mut events = fd.get_vcpu_events()?;
+    events.exception.injected = 1;
+    events.exception.nr = DEBUG;
+    events.exception.has_error_code = 0;
+    fd.set_vcpu_events(&events)
 }
 
 /// Reads the gate of the page fault from the IDT (AMD64 manual, volume 2, section 8.2.4).

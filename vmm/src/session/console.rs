@@ -9,6 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 const KEPT: usize = 16 << 10;
 /// How many lines of it an error shows.
 const SHOWN: usize = 15;
+/// A panic's last words: a message further back than this is one that the guest survived, or
+/// somebody read aloud.
+const LAST_WORDS: usize = 200;
 /// Longest line that is looked at for a panic.
 const LINE: usize = 1024;
 /// How x86 Linux begins the message.
@@ -24,6 +27,7 @@ struct State {
     kept: VecDeque<u8>,
     line: Vec<u8>,
     panic: Option<String>,
+    lines_since: usize,
     on_panic: Box<dyn Fn() + Send>,
     copies: Vec<Box<dyn Write + Send>>,
 }
@@ -41,6 +45,7 @@ impl Console {
             kept: VecDeque::new(),
             line: Vec::new(),
             panic: None,
+            lines_since: 0,
             on_panic: Box::new(on_panic),
             copies: log.into_iter().chain(screen).collect(),
         })))
@@ -109,10 +114,12 @@ impl State {
     fn end_line(&mut self) {
         let line = std::mem::take(&mut self.line);
         let line = String::from_utf8_lossy(&line);
-        if let Some((_, message)) = line.split_once(PANIC)
-            && self.panic.is_none()
-        {
-            self.panic = Some(message.trim().to_owned());
+        self.lines_since += 1;
+        if let Some((_, message)) = line.split_once(PANIC) {
+            self.panic.get_or_insert_with(|| message.trim().to_owned());
+            self.lines_since = 0;
+        } else if self.lines_since > LAST_WORDS {
+            self.panic = None;
         }
         if self.panic.is_some() && PANIC_ENDS.iter().any(|end| line.contains(end)) {
             (self.on_panic)();

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::thread::{self, JoinHandle};
 
-use cowshed_guest_protocol::files::{self, Receiver};
+use cowshed_guest_protocol::files::{self, Receiver, SendError};
 use cowshed_guest_protocol::{Decoder, Failure, FromGuest, Item, Message, Start, ToGuest, VERSION};
 use rustix::fs::{CWD, Mode, OFlags};
 
@@ -16,6 +16,8 @@ use crate::report::chain;
 
 /// Most bytes that a guest can make us write for one `--copy-out`.
 const MAX_COPY_OUT: u64 = 64 << 30;
+/// Most files, folders and links of one `--copy-out`.
+const MAX_ENTRIES: u64 = 1 << 20;
 
 /// What the conversation came to, in order; one of the last five ends it.
 #[derive(Debug, PartialEq, Eq)]
@@ -71,10 +73,12 @@ impl Conversation {
             .name("job".to_owned())
             .spawn(move || {
                 let end = talk.whole(&job, &tell).unwrap_or_else(|error| match error {
-                    Error::Closed => Event::Closed,
+                    Error::Closed => talk.last_words(),
                     error => Event::Broken(chain(&error)),
                 });
                 tell(end);
+                // Nobody listens any more: what the guest still says must not keep it waiting.
+                let _ = talk.socket.shutdown(std::net::Shutdown::Both);
             })?;
         Ok(Self { socket, thread })
     }
@@ -177,6 +181,17 @@ impl Talk {
         }
     }
 
+    /// What a guest that hung up had said before, which we may have met while writing to it.
+    fn last_words(&mut self) -> Event {
+        loop {
+            match self.receive(|message| Ok(ending(&message))) {
+                Ok(Some(end)) => return end,
+                Ok(None) => {}
+                Err(_) => return Event::Closed,
+            }
+        }
+    }
+
     fn start(&mut self, job: &Job) -> Result<(), Error> {
         let env: Vec<Vec<u8>> = job
             .env
@@ -202,7 +217,10 @@ impl Talk {
         let sent = files::send_tree(CWD, copy.from.as_os_str().as_bytes(), &mut |item| {
             self.say(&ToGuest::Item(item))
         });
-        sent.map_err(|error| Error::CopyIn(copy.from.display().to_string(), error.into()))
+        sent.map_err(|error| match error {
+            SendError::Sink(error) => error,
+            error => Error::CopyIn(copy.from.display().to_string(), error.into()),
+        })
     }
 
     /// Receives one tree. What cannot be written does not stop the guest: its command's status is
@@ -213,7 +231,8 @@ impl Talk {
         let here = rustix::fs::open(".", flags, Mode::empty()).map_err(|e| failed(e.into()))?;
         let to = copy.to.as_os_str().as_bytes();
         let mut receiver = Receiver::new(here, to, tree_name(&copy.from).as_bytes(), MAX_COPY_OUT);
-        let mut error = None;
+        let mut error: Option<Box<dyn std::error::Error + Send + Sync>> = None;
+        let mut entries = 0;
         loop {
             let step = self.receive(|message| {
                 let FromGuest::Item(item) = message else {
@@ -228,11 +247,24 @@ impl Talk {
                 }
                 let last = matches!(item, Item::End | Item::Failed { .. });
                 if error.is_none() {
-                    error = receiver.item(item).err();
+                    let root_is_link = entries == 0 && matches!(item, Item::Symlink { .. });
+                    let entry = matches!(
+                        item,
+                        Item::Enter { .. } | Item::File { .. } | Item::Symlink { .. }
+                    );
+                    entries += u64::from(entry);
+                    error = if root_is_link {
+                        // DST would then be where the guest says, for the next copy to land in.
+                        Some("it is a symbolic link: name what it points to".into())
+                    } else if entries > MAX_ENTRIES {
+                        Some("more than a million files".into())
+                    } else {
+                        receiver.item(item).err().map(Into::into)
+                    };
                 }
                 Ok(last.then(|| match error.take() {
                     None => Tree::Whole,
-                    Some(error) => Tree::Failed(failed(error.into())),
+                    Some(error) => Tree::Failed(failed(error)),
                 }))
             })?;
             if let Some(tree) = step {

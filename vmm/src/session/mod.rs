@@ -5,6 +5,7 @@ mod console;
 mod guest;
 mod input;
 mod job;
+mod screen;
 mod signals;
 
 use std::fs::File;
@@ -31,6 +32,7 @@ use crate::report::{Measures, Outcome, Report, chain};
 use crate::terminal;
 use console::Console;
 use job::{Conversation, Job};
+use screen::{Closer, Screen};
 
 /// How long a guest may take to say hello, by the kind of host.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -39,6 +41,8 @@ const BOOT_TIMEOUT_EMULATED: Duration = Duration::from_secs(600);
 /// page of it, which an emulator does slowly.
 const MEMORY: u64 = 1 << 30;
 const MEMORY_EMULATED: u64 = 128 << 20;
+/// How long a reader that does read has for the last output after `--timeout`.
+const DRAIN_GRACE: Duration = Duration::from_secs(1);
 /// Stands for "never" in arithmetic with instants.
 const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
@@ -90,6 +94,7 @@ struct Session<'a> {
     disks: Disks,
     stats: Vec<Arc<BlockStats>>,
     console: Console,
+    screen: Option<Closer>,
     streams: Option<ConsoleHandle>,
     conversation: Option<Conversation>,
     terminal: Option<terminal::RawMode>,
@@ -100,17 +105,18 @@ struct Session<'a> {
 impl<'a> Session<'a> {
     fn start(config: &'a config::Run, begin: Instant) -> Result<Self, Error> {
         let (sender, events) = mpsc::channel();
-        // First of all: every thread that is made later inherits the blocked signals.
+        let virtualization = Virtualization::of_host();
+        // Disks before the kernel, which may take minutes to make: mistakes show at once.
+        let disks = disk::open(config, guest::root_image(config)?.as_deref())?;
+        let guest = guest::prepare(config, virtualization)?;
+
+        // Before any other thread, which inherits that these are blocked; but not before guests are
+        // made, which takes minutes that Ctrl-C should end.
         let signal_sender = sender.clone();
         signals::forward(move |number| {
             let _ = signal_sender.send(Event::Signal(number));
         })
         .map_err(|source| Error::Io("watch for signals", source))?;
-
-        let virtualization = Virtualization::of_host();
-        // Disks before the kernel, which may take minutes to make: mistakes show at once.
-        let disks = disk::open(config, guest::root_image(config)?.as_deref())?;
-        let guest = guest::prepare(config, virtualization)?;
 
         let suited = match virtualization {
             Virtualization::Hardware => MEMORY,
@@ -127,7 +133,10 @@ impl<'a> Session<'a> {
                 let _ = end.send(Event::Ending(ending));
             }),
         )?;
-        let console = open_console(config, sender.clone())?;
+        let screen = config.command.is_none().then(Screen::new).transpose();
+        let screen = screen.map_err(|source| Error::Io("use standard output", source))?;
+        let (screen, closer) = screen.unzip();
+        let console = open_console(config, screen, sender.clone())?;
         let serial = machine.add_serial(Box::new(console.clone()))?;
         let mut stats = Vec::new();
         for disk in disks.devices() {
@@ -188,6 +197,7 @@ impl<'a> Session<'a> {
             disks,
             stats,
             console,
+            screen: closer,
             streams,
             conversation,
             terminal: raw_mode,
@@ -203,16 +213,20 @@ impl<'a> Session<'a> {
     fn finish(mut self) -> Report {
         let mut outcome = self.wait();
         self.measures.end = Some(self.begin.elapsed());
+        if let Some(screen) = &self.screen {
+            screen.close();
+        }
         // From here on nothing of the guest moves but what it has already said.
         self.machine.stop_vcpus();
-        let drained = self.drain();
-        if drained {
-            self.machine.stop_devices();
-        }
+        self.drain();
+        self.machine.stop_devices();
         if let Some(conversation) = self.conversation.take() {
             conversation.end();
         }
-        if matches!(outcome, Outcome::EndedWithoutStatus(_)) {
+        if matches!(
+            outcome,
+            Outcome::EndedWithoutStatus(_) | Outcome::BootFailed(_)
+        ) {
             // A guest says its status and powers off: the second may have been heard first.
             outcome = self.late_status().unwrap_or(outcome);
         }
@@ -266,7 +280,10 @@ impl<'a> Session<'a> {
     fn heard(&mut self, event: Event) -> Option<Outcome> {
         match event {
             Event::Ending(ending) => return Some(self.ended(&ending)),
-            Event::ConsolePanic => return Some(Outcome::Panic(self.panic_message())),
+            // A person may look at old logs on an interactive console.
+            Event::ConsolePanic if self.config.command.is_some() => {
+                return Some(Outcome::Panic(self.panic_message()));
+            }
             Event::Job(job::Event::Hello) => self.measures.pid1 = Some(self.begin.elapsed()),
             Event::Job(job::Event::Started) => self.command_started = true,
             Event::Job(event) => return Some(job_outcome(event)),
@@ -275,22 +292,26 @@ impl<'a> Session<'a> {
                 Some(conversation) if self.command_started => conversation.signal(number),
                 _ => return Some(Outcome::Signaled(number)),
             },
-            Event::Drained => {}
+            Event::ConsolePanic | Event::Drained => {}
         }
         None
     }
 
     fn ended(&self, ending: &Ending) -> Outcome {
-        let begun = self.measures.pid1.is_some();
+        let command = self.config.command.is_some();
+        let said_hello = self.measures.pid1.is_some();
         match ending {
             Ending::Panic => Outcome::Panic(self.panic_message()),
             // A kernel that panicked resets: panic=-1 is on its command line.
-            Ending::PowerOff | Ending::Reset if self.console.panic().is_some() => {
+            Ending::Reset | Ending::TripleFault if self.console.panic().is_some() => {
                 Outcome::Panic(self.panic_message())
             }
-            Ending::PowerOff if self.config.command.is_none() => Outcome::PoweredOff,
-            Ending::Reset if self.config.command.is_none() => Outcome::Reset,
-            _ if begun => Outcome::EndedWithoutStatus(ending.to_string()),
+            Ending::PowerOff if !command => Outcome::PoweredOff,
+            Ending::Reset if !command => Outcome::Reset,
+            Ending::PowerOff | Ending::Reset if said_hello => {
+                Outcome::EndedWithoutStatus(ending.to_string())
+            }
+            _ if self.command_started => Outcome::EndedWithoutStatus(ending.to_string()),
             _ => Outcome::BootFailed(ending.to_string()),
         }
     }
@@ -301,9 +322,9 @@ impl<'a> Session<'a> {
 
     /// Waits until the host has taken what the guest has written to its streams. A reader that
     /// does not read keeps us, as it would keep any program, until the timeout or a signal.
-    fn drain(&mut self) -> bool {
+    fn drain(&mut self) {
         let Some(streams) = self.streams.take() else {
-            return true;
+            return;
         };
         let done = self.sender.clone();
         let thread = thread::Builder::new()
@@ -314,29 +335,29 @@ impl<'a> Session<'a> {
             });
         if let Err(error) = thread {
             tracing::warn!(%error, "output of the guest may be lost");
-            return false;
+            return;
         }
+        let deadline = self.run_deadline.max(Instant::now() + DRAIN_GRACE);
         let mut late = Vec::new();
-        let drained = loop {
-            let left = self.run_deadline.duration_since(Instant::now());
-            match self.events.recv_timeout(left) {
-                Ok(Event::Drained) => break true,
-                Ok(Event::Signal(_)) | Err(_) => break false,
+        loop {
+            match self
+                .events
+                .recv_timeout(deadline.duration_since(Instant::now()))
+            {
+                Ok(Event::Drained | Event::Signal(_)) | Err(_) => break,
                 Ok(event) => late.push(event),
             }
-        };
+        }
         late.into_iter().for_each(|event| {
             let _ = self.sender.send(event);
         });
-        drained
     }
 
     /// The status, if the guest's last words held one.
     fn late_status(&self) -> Option<Outcome> {
         self.events.try_iter().find_map(|event| match event {
-            Event::Job(
-                event @ (job::Event::Exited(_) | job::Event::Signaled(_) | job::Event::Failed(..)),
-            ) => Some(job_outcome(event)),
+            Event::Job(job::Event::Hello | job::Event::Started | job::Event::Closed) => None,
+            Event::Job(event) => Some(job_outcome(event)),
             _ => None,
         })
     }
@@ -387,15 +408,16 @@ fn job(config: &config::Run, command: &[std::ffi::OsString]) -> Job {
 }
 
 /// The console's log is the file of `--console-log`; an interactive run shows it on the screen.
-fn open_console(config: &config::Run, sender: Sender<Event>) -> Result<Console, Error> {
+fn open_console(
+    config: &config::Run,
+    screen: Option<Screen>,
+    sender: Sender<Event>,
+) -> Result<Console, Error> {
     let log = config
         .console_log
         .as_ref()
         .map(|path| File::create(path).map_err(|source| Error::ConsoleLog(path.clone(), source)));
-    let screen = config
-        .command
-        .is_none()
-        .then(|| Box::new(io::stdout()) as Box<dyn Write + Send>);
+    let screen = screen.map(|screen| Box::new(screen) as Box<dyn Write + Send>);
     Ok(Console::new(log.transpose()?, screen, move || {
         let _ = sender.send(Event::ConsolePanic);
     }))

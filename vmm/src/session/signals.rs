@@ -33,7 +33,7 @@ fn blocked_set() -> io::Result<libc::sigset_t> {
     unsafe { libc::sigemptyset(set.as_mut_ptr()) };
     // SAFETY: initialised just now.
     let mut set = unsafe { set.assume_init() };
-    for signal in FORWARDED {
+    for signal in FORWARDED.into_iter().filter(|signal| !is_ignored(*signal)) {
         // SAFETY: a set of this function and a signal that exists.
         unsafe { libc::sigaddset(&raw mut set, signal) };
     }
@@ -42,4 +42,17 @@ fn blocked_set() -> io::Result<libc::sigset_t> {
         0 => Ok(set),
         error => Err(io::Error::from_raw_os_error(error)),
     }
+}
+
+/// Whether whoever started us wants the signal ignored, as `nohup` does and a shell in the
+/// background. A blocked signal would arrive all the same.
+fn is_ignored(signal: libc::c_int) -> bool {
+    let mut action = std::mem::MaybeUninit::uninit();
+    // SAFETY: asks only, and writes to where it is told.
+    if unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) } != 0 {
+        return false;
+    }
+    // SAFETY: the call that fills it succeeded.
+    let action: libc::sigaction = unsafe { action.assume_init() };
+    action.sa_sigaction == libc::SIG_IGN
 }
