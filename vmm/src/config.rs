@@ -19,8 +19,8 @@ pub struct Run {
     pub memory: Option<u64>,
     /// The run ends after this long.
     pub timeout: Option<Duration>,
-    /// The guest's job must have begun after this long. `None`: what suits the host with a
-    /// command, no limit without one.
+    /// The guest's PID 1 must have said hello after this long, which it does only for a command.
+    /// `None`: what suits the host.
     pub boot_timeout: Option<Duration>,
     /// The first disk, which carries the root file system.
     pub root: Root,
