@@ -60,24 +60,10 @@ impl Builder {
 
     /// The guest's PID 1, a static ELF program, for [`initramfs`](crate::initramfs).
     ///
-    /// `COWSHED_INIT` names one that is built already, for a machine without this source tree.
-    ///
     /// # Errors
     /// As for [`kernel`](Self::kernel); it needs this source tree and `cargo`.
-    pub fn init(&self) -> Result<Vec<u8>, Error> {
-        let path = self.init_path()?;
-        std::fs::read(&path).map_err(Error::io(path))
-    }
-
-    /// The file that [`init`](Self::init) reads.
-    ///
-    /// # Errors
-    /// As for [`init`](Self::init).
-    pub fn init_path(&self) -> Result<PathBuf, Error> {
-        match std::env::var_os("COWSHED_INIT") {
-            Some(path) => Ok(path.into()),
-            None => programs::init(&self.cache),
-        }
+    pub fn init(&self) -> Result<PathBuf, Error> {
+        programs::init(&self.cache)
     }
 
     /// A bare-metal test guest: the program `name` of the package `guest-images/metal`.

@@ -18,7 +18,7 @@ pub enum Error {
         packages: Vec<&'static str>,
     },
     /// This source tree is needed and not where it was when this program was built.
-    #[error("cannot build {what}: its sources are no longer in {}", folder.display())]
+    #[error("cannot build {what}: its sources are no longer in {}; what ./release builds needs none", folder.display())]
     NoSources {
         /// What was to be built.
         what: String,

@@ -10,8 +10,8 @@
 //! let builder = Builder::new(Progress::to_stderr())?;
 //! let kernel = builder.kernel(Kernel::Small)?;
 //! let disk = builder.root_image()?;
-//! let initrd = cowshed_guest_images::initramfs(&builder.init()?);
-//! # Ok::<(), cowshed_guest_images::Error>(())
+//! let initrd = cowshed_guest_images::initramfs(&std::fs::read(builder.init()?)?);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 #![forbid(unsafe_code)]
 
@@ -32,4 +32,5 @@ pub use cpio::initramfs;
 pub use error::Error;
 pub use kernel::{Kernel, KernelFiles};
 pub use packages::PACKAGES;
+pub use programs::EMBEDDED_INIT;
 pub use progress::Progress;

@@ -32,7 +32,7 @@ fn make(words: &[&str]) -> Result<Option<String>, Error> {
         ["kernel", "small"] => builder.kernel(Kernel::Small)?.kernel,
         ["kernel", "debian"] => builder.kernel(Kernel::DebianCloud)?.kernel,
         ["root"] => builder.root_image()?,
-        ["init"] => builder.init_path()?,
+        ["init"] => builder.init()?,
         ["metal", name] => builder.metal(name)?,
         _ => return Ok(None),
     };

@@ -18,6 +18,16 @@ const OVERRIDES: &[&str] = &[
     "RUSTC_WORKSPACE_WRAPPER",
 ];
 
+/// The guest's PID 1 in a release, which has it built in (see `./release`); a build without that
+/// makes it on first use, by [`Builder::init`](crate::Builder::init).
+pub const EMBEDDED_INIT: Option<&[u8]> = cfg_select! {
+    feature = "embed-init" => Some(include_bytes!(env!(
+        "COWSHED_EMBED_INIT",
+        "the feature embed-init takes the program that this variable names: use ./release"
+    ))),
+    _ => None,
+};
+
 pub(crate) fn init(cache: &Cache) -> Result<PathBuf, Error> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     program(

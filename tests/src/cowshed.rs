@@ -14,7 +14,7 @@ use crate::process;
 /// takes ten times as long where KVM emulates and other work has the CPUs.
 const LIMIT: Duration = Duration::from_secs(600);
 
-/// The release binary, built on the first call unless `COWSHED_BIN` names one.
+/// The binary that `./release` builds, on the first call, unless `COWSHED_BIN` names one.
 ///
 /// # Panics
 /// When it does not build.
@@ -28,26 +28,12 @@ pub fn binary() -> &'static Path {
 
 /// Cargo has no `CARGO_BIN_EXE_` for another package's binary; it does say where it put one.
 fn build() -> PathBuf {
-    let output = Command::new(env!("CARGO"))
-        .args([
-            "build",
-            "--quiet",
-            "--release",
-            "--package",
-            "cowshed",
-            "--bin",
-            "cowshed",
-        ])
-        .args(["--message-format", "json-render-diagnostics"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
+    let output = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../release"))
+        .args(["--quiet", "--message-format", "json-render-diagnostics"])
         .stderr(Stdio::inherit())
         .output()
-        .expect("run cargo");
-    assert!(
-        output.status.success(),
-        "cargo build of cowshed: {}",
-        output.status
-    );
+        .expect("run ./release");
+    assert!(output.status.success(), "./release: {}", output.status);
     String::from_utf8_lossy(&output.stdout)
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())

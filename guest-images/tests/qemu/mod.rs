@@ -34,7 +34,8 @@ impl Guest {
             .initrd
             .as_ref()
             .map_or(Vec::new(), |i| std::fs::read(i).unwrap());
-        initrd.extend(initramfs(&builder().init().unwrap()));
+        let init = std::fs::read(builder().init().unwrap()).unwrap();
+        initrd.extend(initramfs(&init));
         let initrd_path = folder.path().join("initrd");
         std::fs::write(&initrd_path, initrd).unwrap();
 

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use cowshed_guest_images::{Builder, Kernel, Progress, initramfs};
+use cowshed_guest_images::{Builder, EMBEDDED_INIT, Kernel, Progress, initramfs};
 
 use crate::boot::Source;
 use crate::config::{self, Cmdline, Root};
@@ -66,14 +66,26 @@ pub(super) fn prepare(config: &config::Run, host: Virtualization) -> Result<Gues
         cmdline.push_str(" cowshed.handover");
     }
     let wants_init = config.command.is_some() || hands_over;
-    let init = wants_init.then(|| builder()?.init()).transpose()?;
+    let init = wants_init.then(init_archive).transpose()?;
     let initrd = config.initrd.clone().or(own_initrd);
     Ok(Guest {
         kernel: open(&kernel)?,
         initrd: initrd.as_deref().map(open).transpose()?,
-        init: init.map(|program| initramfs(&program)),
+        init,
         cmdline,
     })
+}
+
+/// The archive with the guest's PID 1.
+fn init_archive() -> Result<Vec<u8>, Error> {
+    if let Some(program) = EMBEDDED_INIT {
+        return Ok(initramfs(program));
+    }
+    let path = builder()?.init()?;
+    match std::fs::read(&path) {
+        Ok(program) => Ok(initramfs(&program)),
+        Err(source) => Err(Error::Open(path, source)),
+    }
 }
 
 impl Guest {
