@@ -8,18 +8,41 @@ pub(crate) const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
 /// Tables are read, cached and written in pieces of this many bytes, or a cluster if smaller.
 const SLICE_BYTES: u64 = 4096;
 
+#[allow(dead_code)]
+/// Extended L2 entries: subclusters in a cluster, and the least cluster size as a power of two.
+pub(crate) const SUBCLUSTERS: u64 = 32;
+#[allow(dead_code)]
+const EXTENDED_CLUSTER_BITS: u32 = 14;
+
 /// How guest offsets fall into clusters and tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Geometry {
     cluster_bits: u32,
+    extended: bool,
 }
 
 impl Geometry {
     /// `None` unless `cluster_bits` is in [`CLUSTER_BITS`].
     pub(crate) fn new(cluster_bits: u32) -> Option<Self> {
-        CLUSTER_BITS
-            .contains(&cluster_bits)
-            .then_some(Geometry { cluster_bits })
+        CLUSTER_BITS.contains(&cluster_bits).then_some(Geometry {
+            cluster_bits,
+            extended: false,
+        })
+    }
+
+    #[allow(dead_code)]
+    /// The same with extended L2 entries: `None` if clusters are too small for subclusters.
+    pub(crate) fn extended(self) -> Option<Self> {
+        (self.cluster_bits >= EXTENDED_CLUSTER_BITS).then_some(Geometry {
+            extended: true,
+            ..self
+        })
+    }
+
+    #[allow(dead_code)]
+    /// Whether L2 entries have 16 bytes and say which subclusters are there.
+    pub(crate) fn is_extended(self) -> bool {
+        self.extended
     }
 
     pub(crate) fn cluster_bits(self) -> u32 {
@@ -67,9 +90,29 @@ impl Geometry {
         SLICE_BYTES.min(self.cluster())
     }
 
-    /// Entries of 8 bytes in a cluster.
-    pub(crate) fn l2_entries(self) -> u64 {
+    /// Offsets of 8 bytes in a cluster of the refcount table.
+    pub(crate) fn table_entries(self) -> u64 {
         self.cluster() / 8
+    }
+
+    /// Bytes in an L2 entry.
+    pub(crate) fn l2_entry(self) -> u64 {
+        if self.extended { 16 } else { 8 }
+    }
+
+    /// Entries in an L2 table.
+    pub(crate) fn l2_entries(self) -> u64 {
+        self.cluster() / self.l2_entry()
+    }
+
+    #[allow(dead_code)]
+    /// Bytes that can be allocated apart: a subcluster, or a cluster without extended entries.
+    pub(crate) fn subcluster(self) -> u64 {
+        if self.extended {
+            self.cluster() / SUBCLUSTERS
+        } else {
+            self.cluster()
+        }
     }
 
     /// L1 entries that a disk of `size` bytes needs.
@@ -82,7 +125,7 @@ impl Geometry {
         let cluster = self.index(guest);
         (
             (cluster / self.l2_entries()) as usize,
-            cluster % self.l2_entries() * 8,
+            cluster % self.l2_entries() * self.l2_entry(),
         )
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::header::{MAX_REFCOUNT_TABLE_BYTES, field};
+use crate::header::MAX_REFCOUNT_TABLE_BYTES;
 use crate::qcow2::{Qcow2, State, Tables};
 use crate::writing::Writing;
 
@@ -45,9 +45,7 @@ impl Qcow2 {
                 Err(blocked) => return Ok(Err(blocked)),
             };
             if let Some(cluster) = found.clone().find(|c| writing.metadata.contains(c)) {
-                let at = cluster * self.geometry.cluster();
-                let reason = format!("the metadata at {at:#x} has the refcount 0");
-                return Err(self.mark_corrupt(tables, reason));
+                return Err(self.free_metadata(tables, cluster));
             }
             let fresh = found.start >= self.geometry.clusters(tables.file_len);
             let covered = writing.refcounts.block(&self.host, found.start)?.is_some();
@@ -76,6 +74,57 @@ impl Qcow2 {
                 }));
             }
         }
+    }
+
+    #[allow(dead_code)]
+    /// Allocates exactly `count` clusters in a row: a table's.
+    pub(crate) fn allocate_row(
+        &self,
+        tables: &mut Tables,
+        writing: &mut Writing,
+        count: u64,
+    ) -> Result<Result<Range<u64>, Blocked>> {
+        let limit = self.file_limit() / self.geometry.cluster();
+        let (mut start, mut at) = (writing.low, writing.low);
+        while at - start < count {
+            if start.saturating_add(count) > limit {
+                return Ok(Err(Blocked::FileFull));
+            }
+            if at >= writing.refcounts.covered() {
+                return Ok(Err(Blocked::TableFull));
+            }
+            let missing = count - (at - start);
+            if writing.refcounts.block(&self.host, at)?.is_none() {
+                self.add_block(writing, at)?;
+                (start, at) = (at + 1, at + 1);
+                writing.high = writing.high.max(at);
+                tables.file_len = tables.file_len.max(at * self.geometry.cluster());
+                continue;
+            }
+            match self.free_run(writing, &mut at, missing)? {
+                Some(free) => at = free.end,
+                None => start = at,
+            }
+        }
+        let row = start..at;
+        if let Some(cluster) = row.clone().find(|c| writing.metadata.contains(c)) {
+            return Err(self.free_metadata(tables, cluster));
+        }
+        for cluster in row.clone() {
+            writing.refcounts.set(&self.host, cluster, 1)?;
+        }
+        writing.high = writing.high.max(row.end);
+        tables.file_len = tables.file_len.max(row.end * self.geometry.cluster());
+        Ok(Ok(row))
+    }
+
+    /// Metadata is counted as free: the image is corrupt.
+    fn free_metadata(&self, tables: &mut Tables, cluster: u64) -> Error {
+        let at = cluster * self.geometry.cluster();
+        self.mark_corrupt(
+            tables,
+            format!("the metadata at {at:#x} has the refcount 0"),
+        )
     }
 
     /// Makes `cluster` the refcount block of its own range, which has none yet.
@@ -153,7 +202,7 @@ impl Qcow2 {
         while state
             .writing
             .as_ref()
-            .is_some_and(|writing| writing.flushing)
+            .is_some_and(|writing| writing.flushing || writing.alone)
         {
             state = self.wait(state);
         }
@@ -163,13 +212,13 @@ impl Qcow2 {
             .map_or(Ok(()), |writing| self.move_table(tables, writing))
     }
 
-    fn move_table(&self, tables: &mut Tables, writing: &mut Writing) -> Result<()> {
+    pub(crate) fn move_table(&self, tables: &mut Tables, writing: &mut Writing) -> Result<()> {
         let refcounts = &mut writing.refcounts;
         if writing.high < refcounts.covered() {
             return Ok(()); // Another thread was faster.
         }
         let cluster = self.geometry.cluster();
-        let entries_per_cluster = self.geometry.l2_entries();
+        let entries_per_cluster = self.geometry.table_entries();
         let old_clusters = refcounts.table.len() as u64 / entries_per_cluster;
         let per_block = refcounts.per_block();
         let start = writing.high;
@@ -215,17 +264,11 @@ impl Qcow2 {
         refcounts.blocks.settle(counted.is_ok());
         counted?;
 
-        let mut fields = (start * cluster).to_be_bytes().to_vec();
-        fields.extend((clusters as u32).to_be_bytes());
-        let moved = self
-            .host
-            .write(field::REFCOUNT_TABLE, &fields)
-            .and_then(|()| self.host.sync());
-        if let Err(error) = moved {
-            // The header may name either table now, and only one of them would be kept up.
-            tables.stopped = Some(format!("its header could not be written: {error}"));
-            return Err(error);
-        }
+        // After a failure the header may name either table, and only one would be kept up.
+        self.change_header(tables, |header| {
+            header.refcount_table_offset = start * cluster;
+            header.refcount_table_clusters = clusters;
+        })?;
         let old = self
             .geometry
             .span(refcounts.table_offset, old_clusters * cluster);

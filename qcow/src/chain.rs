@@ -177,7 +177,7 @@ pub(crate) fn open_layer(
         Format::Raw => Ok((Layer::Raw(Raw::open(path, storage, writable)?), None)),
         Format::Qcow2 => {
             let qcow2 = Qcow2::open(path, storage, writable, max_file_size, budget)?;
-            let backing = qcow2.header.backing.clone();
+            let backing = qcow2.state().tables.header.backing.clone();
             Ok((Layer::Qcow2(Box::new(qcow2)), backing))
         }
     }

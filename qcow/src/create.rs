@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use crate::addr::Geometry;
 use crate::chain::Format;
+use crate::compress::Method;
 use crate::error::{Error, Result};
-use crate::extension;
-use crate::header::{MAX_BACKING_NAME, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, V3_FULL_LENGTH};
+use crate::extension::{BACKING_FORMAT, Extensions};
+use crate::header::{Header, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES};
 use crate::host::Host;
+use crate::image::Backing;
 use crate::refcount;
 use crate::storage::Storage;
 
@@ -95,9 +97,15 @@ pub fn create(path: &Path, storage: Arc<dyn Storage>, options: &CreateOptions) -
             "clusters of {cluster} bytes reach {most} bytes, no more"
         )));
     }
-    let header = header(geometry, order, options, l1_entries).map_err(wrong)?;
     let layout = layout(geometry, order, l1_entries)
         .ok_or_else(|| wrong("the refcount table would be too large".into()))?;
+    if let Some((name, _)) = &options.backing
+        && name.is_empty()
+    {
+        return Err(wrong("the backing file has no name".into()));
+    }
+    let mut header = header(geometry, order, options, l1_entries, &layout);
+    let bytes = header.encode().map_err(wrong)?;
 
     host.set_len(0)?;
     host.set_len(layout.clusters() * cluster)?;
@@ -118,17 +126,7 @@ pub fn create(path: &Path, storage: Arc<dyn Storage>, options: &CreateOptions) -
     }
     host.write(cluster, &table)?;
     host.sync()?;
-    let mut header = header;
-    let l1_offset = (1 + layout.table + layout.blocks) * cluster;
-    let mut put = |at: usize, bytes: &[u8]| {
-        if let Some(field) = header.get_mut(at..at + bytes.len()) {
-            field.copy_from_slice(bytes);
-        }
-    };
-    put(40, &l1_offset.to_be_bytes());
-    put(48, &cluster.to_be_bytes());
-    put(56, &(layout.table as u32).to_be_bytes());
-    host.write(0, &header)?;
+    host.write(0, &bytes)?;
     host.sync()
 }
 
@@ -143,7 +141,7 @@ fn layout(geometry: Geometry, order: u32, l1_entries: u64) -> Option<Layout> {
     };
     loop {
         let blocks = layout.clusters().div_ceil(per_block);
-        let table = blocks.div_ceil(geometry.l2_entries());
+        let table = blocks.div_ceil(geometry.table_entries());
         if table * geometry.cluster() > MAX_REFCOUNT_TABLE_BYTES {
             return None;
         }
@@ -154,43 +152,39 @@ fn layout(geometry: Geometry, order: u32, l1_entries: u64) -> Option<Layout> {
     }
 }
 
-/// The header's bytes but for where tables are, with the extensions and the backing file's name.
+/// The header of a new image.
 fn header(
     geometry: Geometry,
     order: u32,
     options: &CreateOptions,
     l1_entries: u64,
-) -> Result<Vec<u8>, String> {
-    let (name, format) = match &options.backing {
-        None => ("", None),
-        Some((name, format)) => (name.as_str(), Some(format.name())),
-    };
-    let extensions = extension::for_new_image(format);
-    let name_at = V3_FULL_LENGTH as usize + extensions.len();
-    if options.backing.is_some() && name.is_empty() {
-        return Err("the backing file has no name".into());
+    layout: &Layout,
+) -> Header {
+    let mut extensions = Extensions::default();
+    let backing = options.backing.clone().map(|(name, format)| {
+        extensions.set(BACKING_FORMAT, Some(format.name().into()));
+        let format = Some(format);
+        Backing { name, format }
+    });
+    let cluster = geometry.cluster();
+    Header {
+        version: 3,
+        geometry,
+        size: options.size,
+        l1_offset: (1 + layout.table + layout.blocks) * cluster,
+        l1_entries: l1_entries as usize,
+        refcount_table_offset: cluster,
+        refcount_table_clusters: layout.table,
+        refcount_order: order,
+        snapshots: 0,
+        snapshots_offset: 0,
+        incompatible: 0,
+        compatible: 0,
+        autoclear: 0,
+        compression: Method::Zlib,
+        backing,
+        name_offset: 0,
+        tail: vec![0; 8],
+        extensions,
     }
-    let most = (geometry.cluster() as usize - name_at).min(MAX_BACKING_NAME as usize);
-    if name.len() > most {
-        let len = name.len();
-        return Err(format!(
-            "the backing file's name has {len} bytes, it can have {most}"
-        ));
-    }
-    let mut bytes = b"QFI\xfb".to_vec();
-    bytes.extend(3_u32.to_be_bytes());
-    bytes.extend((if name.is_empty() { 0 } else { name_at as u64 }).to_be_bytes());
-    bytes.extend((name.len() as u32).to_be_bytes());
-    bytes.extend(geometry.cluster_bits().to_be_bytes());
-    bytes.extend(options.size.to_be_bytes());
-    bytes.extend(0_u32.to_be_bytes()); // no encryption
-    bytes.extend((l1_entries as u32).to_be_bytes());
-    // Tables' places, snapshots and features: zeros, for now or for good.
-    bytes.resize(96, 0);
-    bytes.extend(order.to_be_bytes());
-    bytes.extend(V3_FULL_LENGTH.to_be_bytes());
-    bytes.resize(V3_FULL_LENGTH as usize, 0); // compression type zlib
-    bytes.extend(extensions);
-    bytes.extend(name.as_bytes());
-    Ok(bytes)
 }

@@ -52,7 +52,7 @@ fn decompress(qcow2: &Qcow2, at: Compressed) -> Result<Vec<u8>> {
     let mut stream = vec![0; at.len as usize];
     qcow2.host.read(at.offset, &mut stream)?;
     let mut cluster = vec![0; qcow2.geometry.cluster() as usize];
-    compress::decompress(qcow2.header.compression, &stream, &mut cluster).map_err(|error| {
+    compress::decompress(qcow2.compression, &stream, &mut cluster).map_err(|error| {
         let (file, len) = (qcow2.host.path.clone(), at.len);
         let expected = format!("{} bytes when decompressed", qcow2.geometry.cluster());
         let value = format!("{len} bytes that fail ({error})");

@@ -1,5 +1,7 @@
 //! L1 and L2 entries: 8 bytes each, checked as they are decoded.
 
+use std::ops::Range;
+
 use crate::addr::Geometry;
 
 /// Bit 63: the refcount of what the entry names is exactly one, so that it may be written in place.
@@ -46,6 +48,18 @@ impl Mapping {
             (false, Some(host)) => Mapping::Data { host, copied },
             (false, None) => Mapping::Unallocated,
         })
+    }
+
+    /// The host clusters that it refers to, once each.
+    pub(crate) fn clusters(self, geometry: Geometry) -> Range<u64> {
+        match self {
+            Mapping::Data { host, .. }
+            | Mapping::Zero {
+                host: Some(host), ..
+            } => geometry.span(host, 1),
+            Mapping::Compressed(Compressed { offset, len }) => geometry.span(offset, len),
+            Mapping::Unallocated | Mapping::Zero { host: None, .. } => 0..0,
+        }
     }
 
     /// The entry of a standard cluster that nothing else refers to.

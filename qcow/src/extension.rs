@@ -4,20 +4,19 @@ use crate::addr::be32;
 use crate::error::Violation;
 
 const END: u32 = 0;
-const BACKING_FORMAT: u32 = 0xe279_2aca;
+pub(crate) const BACKING_FORMAT: u32 = 0xe279_2aca;
 const FEATURE_NAMES: u32 = 0x6803_f857;
-const BITMAPS: u32 = 0x2385_2875;
+pub(crate) const BITMAPS: u32 = 0x2385_2875;
 
 /// Bytes in an entry of the feature name table: type, bit, name.
 const FEATURE_ENTRY: usize = 48;
 const BITMAPS_LEN: usize = 24;
 
-/// What the extensions say that this crate reads. The others stay in the file as they are.
+/// The extensions in the order of the file, those that this crate does not know among them: they
+/// stay through every rewrite of the header.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Extensions {
-    pub(crate) backing_format: Option<String>,
-    /// Type (0 incompatible, 1 compatible, 2 autoclear), bit, name.
-    features: Vec<(u8, u8, String)>,
+    list: Vec<(u32, Vec<u8>)>,
 }
 
 impl Extensions {
@@ -31,45 +30,77 @@ impl Extensions {
                 break;
             }
             let rest = area.get(at + 8..).unwrap_or_default();
-            let place = offset + at as u64;
+            let place = offset + at as u64 + 4;
             let Some(data) = rest.get(..len) else {
                 return Err(Violation::new(
                     format!("header extension {kind:#010x}'s length"),
-                    place + 4,
+                    place,
                     len,
                     format!("at most {}, where the extensions end", rest.len()),
                 ));
             };
-            match kind {
-                BACKING_FORMAT => found.backing_format = Some(text(data)),
-                FEATURE_NAMES => found.features.extend(data.chunks_exact(FEATURE_ENTRY).map(
-                    |entry| match entry {
-                        [kind, bit, name @ ..] => (*kind, *bit, text(name)),
-                        _ => (0, 0, String::new()),
-                    },
-                )),
-                BITMAPS if len != BITMAPS_LEN => {
-                    return Err(Violation::new(
-                        "bitmaps extension's length",
-                        place + 4,
-                        len,
-                        BITMAPS_LEN.to_string(),
-                    ));
-                }
-                _ => {}
+            if kind == BITMAPS && len != BITMAPS_LEN {
+                let expected = BITMAPS_LEN.to_string();
+                return Err(Violation::new(
+                    "bitmaps extension's length",
+                    place,
+                    len,
+                    expected,
+                ));
             }
+            found.list.push((kind, data.to_vec()));
             at += 8 + len.next_multiple_of(8);
         }
         Ok(found)
     }
 
+    /// The data of the first extension of a kind.
+    pub(crate) fn get(&self, kind: u32) -> Option<&[u8]> {
+        let mut of_kind = self.list.iter().filter(|(of, _)| *of == kind);
+        of_kind.next().map(|(_, data)| &**data)
+    }
+
+    /// Replaces, adds or removes the extension of a kind. New ones come first: a header's first
+    /// sector is written at once, so that what changes is best there.
+    pub(crate) fn set(&mut self, kind: u32, data: Option<Vec<u8>>) {
+        let old = self.list.iter().position(|(of, _)| *of == kind);
+        match (old, data) {
+            (Some(at), Some(data)) => self.list[at].1 = data,
+            (Some(at), None) => {
+                self.list.remove(at);
+            }
+            (None, Some(data)) => self.list.insert(0, (kind, data)),
+            (None, None) => {}
+        }
+    }
+
+    /// The recorded name of the backing file's format.
+    pub(crate) fn backing_format(&self) -> Option<String> {
+        self.get(BACKING_FORMAT).map(text)
+    }
+
     /// The image's own name of an incompatible feature bit.
-    pub(crate) fn incompatible_name(&self, bit: u32) -> Option<&str> {
-        let is_it = |kind: u8, of: u8| kind == 0 && u32::from(of) == bit;
-        self.features
-            .iter()
-            .find(|(kind, of, _)| is_it(*kind, *of))
-            .map(|(.., name)| &**name)
+    pub(crate) fn incompatible_name(&self, bit: u32) -> Option<String> {
+        let table = self.get(FEATURE_NAMES)?;
+        table
+            .chunks_exact(FEATURE_ENTRY)
+            .find_map(|entry| match entry {
+                [0, of, name @ ..] if u32::from(*of) == bit => Some(text(name)),
+                _ => None,
+            })
+    }
+
+    /// The bytes of the area, end marker included.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (kind, data) in &self.list {
+            bytes.extend(kind.to_be_bytes());
+            bytes.extend((data.len() as u32).to_be_bytes());
+            bytes.extend(data);
+            bytes.resize(bytes.len().next_multiple_of(8), 0);
+        }
+        bytes.extend([0; 8]);
+        bytes
     }
 }
 
@@ -86,20 +117,4 @@ fn text(bytes: &[u8]) -> String {
             }
         })
         .collect()
-}
-
-/// One extension as it is written to a file, padded to 8 bytes.
-fn encode(kind: u32, data: &[u8]) -> Vec<u8> {
-    let mut bytes = kind.to_be_bytes().to_vec();
-    bytes.extend((data.len() as u32).to_be_bytes());
-    bytes.extend(data);
-    bytes.resize(bytes.len().next_multiple_of(8), 0);
-    bytes
-}
-
-/// The extensions of a new image, with their end marker.
-pub(crate) fn for_new_image(backing_format: Option<&str>) -> Vec<u8> {
-    let mut bytes = backing_format.map_or(Vec::new(), |f| encode(BACKING_FORMAT, f.as_bytes()));
-    bytes.extend(encode(END, &[]));
-    bytes
 }

@@ -42,12 +42,18 @@ impl Image {
 impl Qcow2 {
     /// Writes out what was changed before the call, in order, and frees what was dropped.
     pub(crate) fn flush(&self) -> Result<()> {
+        self.flush_unless(|writing| writing.flushing || writing.alone)
+    }
+
+    #[allow(dead_code)]
+    /// The same for who has the image [alone](Self::alone).
+    pub(crate) fn flush_alone(&self) -> Result<()> {
+        self.flush_unless(|writing| writing.flushing)
+    }
+
+    fn flush_unless(&self, busy: impl Fn(&Writing) -> bool) -> Result<()> {
         let mut state = self.state();
-        while state
-            .writing
-            .as_ref()
-            .is_some_and(|writing| writing.flushing)
-        {
+        while state.writing.as_deref().is_some_and(&busy) {
             state = self.wait(state);
         }
         if let Some(reason) = &state.tables.stopped {
@@ -104,7 +110,7 @@ impl Qcow2 {
             refcounts: refcounts.blocks.take_dirty(),
             refcount_table: sectors(&refcounts.table, refcounts.table_offset, &table_sectors),
             l2: tables.l2.take_dirty(),
-            l1: sectors(&tables.l1, self.header.l1_offset, &l1_sectors),
+            l1: sectors(&tables.l1, tables.header.l1_offset, &l1_sectors),
             dropped: std::mem::take(&mut writing.dropped),
         }
     }
@@ -149,7 +155,7 @@ impl Qcow2 {
                 .extend(sector(table_offset, &batch.refcount_table));
             writing
                 .l1_dirty
-                .extend(sector(self.header.l1_offset, &batch.l1));
+                .extend(sector(tables.header.l1_offset, &batch.l1));
             for (cluster, references) in batch.dropped {
                 *writing.dropped.entry(cluster).or_default() += references;
             }

@@ -1,10 +1,12 @@
 //! The header: from its bytes to a [`Header`] whose every number was checked.
 
+mod encode;
 mod parse;
 
 use crate::addr::Geometry;
 use crate::chain::Format;
 use crate::compress::Method;
+use crate::extension::Extensions;
 use crate::image::Backing;
 
 pub(crate) use parse::read;
@@ -23,15 +25,11 @@ pub(crate) const MAX_L1_BYTES: u64 = 32 << 20;
 pub(crate) const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 const MAX_SNAPSHOTS: u32 = 65536;
 pub(crate) const MAX_BACKING_NAME: u32 = 1023;
-/// Bytes of a version 3 header with all fields of today.
-pub(crate) const V3_FULL_LENGTH: u32 = 112;
-
-/// Byte offsets of the fields that are changed in place.
-pub(crate) mod field {
-    pub(crate) const REFCOUNT_TABLE: u64 = 48;
-    pub(crate) const INCOMPATIBLE: u64 = 72;
-    pub(crate) const AUTOCLEAR: u64 = 88;
-}
+/// Bytes that are enough to tell how long a header is, and to read all of its known fields.
+const KNOWN_LENGTH: usize = 112;
+/// Bytes of a version 2 header, and the least of a version 3 header.
+const V2_LENGTH: usize = 72;
+const V3_LENGTH: usize = 104;
 
 /// A header that was checked: offsets are aligned, tables within the format's limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,9 +47,16 @@ pub(crate) struct Header {
     pub(crate) snapshots: u32,
     pub(crate) snapshots_offset: u64,
     pub(crate) incompatible: u64,
+    pub(crate) compatible: u64,
     pub(crate) autoclear: u64,
     pub(crate) compression: Method,
     pub(crate) backing: Option<Backing>,
+    /// Where in the first cluster the backing file's name is; 0 if there is none.
+    pub(crate) name_offset: u64,
+    /// What version 3 has from byte 104 on: the compression type, and fields that this crate does
+    /// not know.
+    pub(crate) tail: Vec<u8>,
+    pub(crate) extensions: Extensions,
 }
 
 /// Recorded name of a backing format, for messages and decisions.

@@ -8,6 +8,7 @@ use crate::error::{Error, Result, Violation};
 use crate::storage::Storage;
 
 /// A storage with the name that messages give it.
+#[derive(Clone)]
 pub(crate) struct Host {
     pub(crate) path: PathBuf,
     pub(crate) storage: Arc<dyn Storage>,

@@ -133,12 +133,13 @@ impl Image {
             .map_or(Ok(0), |layer| layer.host().allocated())
     }
 
-    /// The files that extents name by index, the top one first. Empty if one of them is no file.
+    /// The files that extents name by index: those that have the guest's bytes, the top image's
+    /// first. Empty if one of them is no file.
     pub fn files(&self) -> Vec<BorrowedFd<'_>> {
         let files: Option<_> = self
             .layers
             .iter()
-            .map(|layer| layer.storage().file())
+            .map(|layer| layer.data().storage.file())
             .collect();
         files.unwrap_or_default()
     }
@@ -153,10 +154,7 @@ impl Image {
             let len = run.len;
             match run.place {
                 Place::Data(offset) => {
-                    fast &= self
-                        .layers
-                        .get(file)
-                        .is_some_and(|l| l.storage().file().is_some());
+                    fast &= self.layers.get(file).is_some_and(Layer::is_direct);
                     plan::push(&mut extents, Extent::File { file, offset, len });
                 }
                 Place::Zero | Place::Below => plan::push(&mut extents, Extent::Zero { len }),
@@ -175,7 +173,7 @@ impl Image {
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.check_range(offset, buf.len() as u64)?;
         let _pin = self.pin();
-        let mut rest = buf;
+        let (mut at, mut rest) = (offset, buf);
         walk(
             &self.layers,
             offset,
@@ -183,10 +181,12 @@ impl Image {
             &mut |index, run| {
                 let (part, after) = std::mem::take(&mut rest).split_at_mut(run.len as usize);
                 rest = after;
+                let guest = at;
+                at += run.len;
                 match (self.layers.get(index), run.place) {
-                    (Some(layer), Place::Data(offset)) => layer.host().read(offset, part),
-                    (Some(Layer::Qcow2(qcow2)), Place::Compressed(at, within)) => {
-                        self.decompressed.read(index, qcow2, at, within, part)
+                    (Some(layer), Place::Data(host)) => layer.read(guest, host, part),
+                    (Some(Layer::Qcow2(qcow2)), Place::Compressed(place, within)) => {
+                        self.decompressed.read(index, qcow2, place, within, part)
                     }
                     _ => {
                         part.fill(0);

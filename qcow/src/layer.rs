@@ -52,13 +52,33 @@ impl Layer {
         }
     }
 
-    pub(crate) fn storage(&self) -> &Arc<dyn Storage> {
-        &self.host().storage
+    /// The file that has the guest's bytes.
+    pub(crate) fn data(&self) -> &Host {
+        match self {
+            Layer::Qcow2(qcow2) => &qcow2.data.host,
+            Layer::Raw(raw) => &raw.host,
+        }
+    }
+
+    /// Whether a caller may move bytes between that file and its own memory.
+    pub(crate) fn is_direct(&self) -> bool {
+        match self {
+            Layer::Qcow2(qcow2) => qcow2.data.is_direct(),
+            Layer::Raw(raw) => raw.host.storage.file().is_some(),
+        }
+    }
+
+    /// Reads what the disk has at `guest` and the layer's file at `host`.
+    pub(crate) fn read(&self, guest: u64, host: u64, buf: &mut [u8]) -> Result<()> {
+        match self {
+            Layer::Qcow2(qcow2) => qcow2.data.read(guest, host, buf),
+            Layer::Raw(raw) => raw.host.read(host, buf),
+        }
     }
 
     pub(crate) fn size(&self) -> u64 {
         match self {
-            Layer::Qcow2(qcow2) => qcow2.header.size,
+            Layer::Qcow2(qcow2) => qcow2.size(),
             Layer::Raw(raw) => raw.size,
         }
     }

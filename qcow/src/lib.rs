@@ -57,10 +57,13 @@
 
 mod addr;
 mod alloc;
+#[allow(dead_code)] // Until the first operation that must be alone.
+mod alone;
 mod cache;
 mod chain;
 mod compress;
 mod create;
+mod data;
 mod decompressed;
 mod entry;
 mod error;

@@ -1,12 +1,14 @@
 //! Epochs: a freed cluster waits for every request that began before it was freed.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Counts the requests that run, by the epoch in which they began.
 #[derive(Debug, Default)]
 pub(crate) struct Pins {
     state: Mutex<State>,
+    /// Signalled when the last request of an epoch has ended.
+    ended: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -19,6 +21,15 @@ struct State {
 #[derive(Debug)]
 pub struct Pin {
     held: Option<(Arc<Pins>, u64)>,
+}
+
+impl State {
+    fn drained(&self, epoch: u64) -> bool {
+        self.running
+            .keys()
+            .next()
+            .is_none_or(|&oldest| oldest >= epoch)
+    }
 }
 
 impl Pins {
@@ -46,11 +57,20 @@ impl Pins {
 
     /// Whether every request that began before `epoch` has ended.
     pub(crate) fn drained(&self, epoch: u64) -> bool {
-        self.state()
-            .running
-            .keys()
-            .next()
-            .is_none_or(|&oldest| oldest >= epoch)
+        self.state().drained(epoch)
+    }
+
+    #[allow(dead_code)]
+    /// Waits until every request that has begun has ended.
+    pub(crate) fn drain(&self) {
+        let epoch = self.advance();
+        let mut state = self.state();
+        while !state.drained(epoch) {
+            state = self
+                .ended
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
     }
 }
 
@@ -71,6 +91,7 @@ impl Drop for Pin {
             *count -= 1;
             if *count == 0 {
                 state.running.remove(&epoch);
+                pins.ended.notify_all();
             }
         }
     }

@@ -86,7 +86,7 @@ impl Qcow2 {
                 drop(state);
                 self.flush()?;
                 state = self.state();
-            } else if writing.is_allocating(guest) {
+            } else if writing.alone || writing.is_allocating(guest) {
                 state = self.wait(state);
             } else {
                 return Ok(state);

@@ -1,11 +1,14 @@
 //! One qcow2 file: its tables, and what they say of a guest offset.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::addr::{Geometry, be64};
 use crate::cache::Cache;
 use crate::chain::Budget;
+use crate::compress::Method;
+use crate::data::Data;
 use crate::entry::{self, Compressed, Mapping};
 use crate::error::{Error, Result, Violation};
 use crate::header::{self, CORRUPT, DIRTY, Header};
@@ -17,8 +20,12 @@ use crate::writing::Writing;
 /// One open qcow2 file.
 pub(crate) struct Qcow2 {
     pub(crate) host: Host,
-    pub(crate) header: Header,
+    pub(crate) data: Data,
+    pub(crate) version: u32,
     pub(crate) geometry: Geometry,
+    pub(crate) compression: Method,
+    /// Size of the disk in bytes; changed under the lock only.
+    size: AtomicU64,
     pub(crate) writable: bool,
     /// The file may not grow past this many bytes.
     pub(crate) max_file_size: Option<u64>,
@@ -39,6 +46,8 @@ pub(crate) struct State {
 
 /// The tables, as they will be in the file once everything is flushed.
 pub(crate) struct Tables {
+    /// As it is in the file.
+    pub(crate) header: Header,
     pub(crate) l1: Vec<u64>,
     pub(crate) l2: Cache,
     /// Where the file ends: no table and no cluster begins past it.
@@ -118,16 +127,24 @@ impl Qcow2 {
         let mut bytes = vec![0; header.l1_entries * 8];
         host.read(header.l1_offset, &mut bytes)?;
         let l1 = bytes.chunks_exact(8).map(|entry| be64(entry, 0)).collect();
+        let (version, geometry, compression) =
+            (header.version, header.geometry, header.compression);
+        let size = AtomicU64::new(header.size);
         let tables = Tables {
+            header,
             l1,
-            l2: Cache::new(header.geometry.slice(), cache_bytes - cache_bytes / 4),
+            l2: Cache::new(geometry.slice(), cache_bytes - cache_bytes / 4),
             file_len: host.len()?,
             stopped: None,
         };
+        let data = Data { host: host.clone() };
         Ok(Qcow2 {
             host,
-            geometry: header.geometry,
-            header,
+            data,
+            version,
+            geometry,
+            compression,
+            size,
             writable,
             max_file_size,
             refcount_cache_bytes: cache_bytes / 4,
@@ -138,6 +155,29 @@ impl Qcow2 {
             changed: Condvar::new(),
             pins: Arc::default(),
         })
+    }
+
+    /// Size of the disk in bytes.
+    pub(crate) fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// Changes the header, in the file first. After a failure it may be either there, so that
+    /// nothing more is written.
+    pub(crate) fn change_header(
+        &self,
+        tables: &mut Tables,
+        change: impl FnOnce(&mut Header),
+    ) -> Result<()> {
+        let mut next = tables.header.clone();
+        change(&mut next);
+        if let Err(error) = tables.header.replace(&mut next, &self.host) {
+            tables.stopped = Some(format!("its header could not be written: {error}"));
+            return Err(error);
+        }
+        self.size.store(next.size, Ordering::Release);
+        tables.header = next;
+        Ok(())
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -226,7 +266,7 @@ impl Qcow2 {
     pub(crate) fn l2_table(&self, tables: &Tables, index: usize) -> Result<Option<(u64, bool)>> {
         let entry = tables.l1.get(index).copied().unwrap_or(0);
         let wrong = |expected: String| {
-            let at = self.header.l1_offset + index as u64 * 8;
+            let at = tables.header.l1_offset + index as u64 * 8;
             self.host.invalid(Violation::new(
                 "L1 entry",
                 at,
@@ -254,7 +294,7 @@ impl Qcow2 {
                 expected,
             ))
         };
-        let mapping = Mapping::decode(entry, self.header.version, self.geometry).map_err(wrong)?;
+        let mapping = Mapping::decode(entry, self.version, self.geometry).map_err(wrong)?;
         let host = match mapping {
             Mapping::Unallocated | Mapping::Zero { host: None, .. } => return Ok(mapping),
             Mapping::Zero {

@@ -21,10 +21,7 @@ impl Image {
                 offset,
                 len,
             }];
-            let fast = self
-                .layers
-                .first()
-                .is_some_and(|layer| layer.storage().file().is_some());
+            let fast = self.layers.first().is_some_and(Layer::is_direct);
             return Ok(if fast {
                 Plan::Fast {
                     extents,
@@ -34,10 +31,13 @@ impl Image {
                 Plan::Slow
             });
         };
-        if qcow2.host.storage.file().is_none() {
+        if !qcow2.data.is_direct() {
             return Ok(Plan::Slow);
         }
         let mut state = qcow2.state();
+        while qcow2.split(&mut state)?.1.alone {
+            state = qcow2.wait(state);
+        }
         let (tables, writing) = qcow2.split(&mut state)?;
         let mut extents = Vec::new();
         let mut fast = true;
@@ -89,7 +89,7 @@ impl Image {
             };
             let (part, after) = rest.split_at(len as usize);
             match step {
-                Step::InPlace { host, .. } => qcow2.host.write(host, part)?,
+                Step::InPlace { host, .. } => qcow2.data.write(at, host, part)?,
                 Step::Fill(prepared) => {
                     let filled = self.fill(qcow2, &prepared, at, part);
                     qcow2.finish(&prepared, filled)?;
@@ -122,21 +122,22 @@ impl Image {
         let head = self.beside(qcow2, prepared, start..at, host(start))?;
         let tail = self.beside(qcow2, prepared, data_end..end, host(data_end))?;
         if head.is_empty() && tail.is_empty() {
-            return qcow2.host.write(host(at), data);
+            return qcow2.data.write(at, host(at), data);
         }
         // One write for a small run, so that a cluster lands at once.
         if end - start <= cluster {
             let from = at - head.len() as u64;
-            return qcow2.host.write(host(from), &[&head, data, &tail].concat());
+            let whole = [&head, data, &tail].concat();
+            return qcow2.data.write(from, host(from), &whole);
         }
         if !head.is_empty() {
-            qcow2.host.write(host(start), &head)?;
+            qcow2.data.write(start, host(start), &head)?;
         }
-        qcow2.host.write(host(at), data)?;
+        qcow2.data.write(at, host(at), data)?;
         if tail.is_empty() {
             Ok(())
         } else {
-            qcow2.host.write(host(data_end), &tail)
+            qcow2.data.write(data_end, host(data_end), &tail)
         }
     }
 
@@ -155,7 +156,9 @@ impl Image {
         let on_disk = guest.end.min(self.size()).saturating_sub(guest.start);
         if prepared.reused || self.reads_as_zeros(guest.start, on_disk)? {
             if !prepared.fresh {
-                qcow2.host.zero(host, guest.end - guest.start)?;
+                qcow2
+                    .data
+                    .zero(guest.start, host, guest.end - guest.start)?;
             }
             return Ok(Vec::new());
         }

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::ops::Range;
 
 use crate::addr::{be32, be64};
-use crate::entry::{Compressed, Mapping};
+use crate::entry::Mapping;
 use crate::error::{Error, Result};
-use crate::header::{CORRUPT, field};
+use crate::header::{CORRUPT, Header};
 use crate::qcow2::{Qcow2, Tables};
 use crate::refcount::Refcounts;
 
@@ -38,6 +38,8 @@ pub(crate) struct Writing {
     pub(crate) held: HashSet<u64>,
     /// A flush runs.
     pub(crate) flushing: bool,
+    /// An operation runs that must be alone.
+    pub(crate) alone: bool,
     /// Nothing below this cluster is free, as far as is known.
     pub(crate) low: u64,
     /// Everything from this cluster on is free, as far as is known.
@@ -47,18 +49,7 @@ pub(crate) struct Writing {
 impl Writing {
     /// A reference to each cluster of a mapping is gone.
     pub(crate) fn drop_mapping(&mut self, mapping: Mapping, qcow2: &Qcow2) {
-        match mapping {
-            Mapping::Data { host, .. }
-            | Mapping::Zero {
-                host: Some(host), ..
-            } => {
-                self.drop_clusters(qcow2.geometry.span(host, 1));
-            }
-            Mapping::Compressed(Compressed { offset, len }) => {
-                self.drop_clusters(qcow2.geometry.span(offset, len));
-            }
-            Mapping::Unallocated | Mapping::Zero { host: None, .. } => {}
-        }
+        self.drop_clusters(mapping.clusters(qcow2.geometry));
     }
 
     /// A reference to each of these clusters is gone.
@@ -89,14 +80,13 @@ impl Qcow2 {
     /// Gets ready for the first write: loads the refcount table, learns where metadata is, and
     /// clears the autoclear bits, because what they vouch for is not kept up.
     pub(crate) fn start_writing(&self, tables: &mut Tables) -> Result<Writing> {
-        let refcounts = Refcounts::load(&self.host, &self.header, self.refcount_cache_bytes)?;
+        let refcounts = Refcounts::load(&self.host, &tables.header, self.refcount_cache_bytes)?;
         let metadata = match self.find_metadata(tables, &refcounts)? {
             Ok(metadata) => metadata,
             Err(overlap) => return Err(self.mark_corrupt(tables, overlap)),
         };
-        if self.header.autoclear != 0 {
-            self.host.write(field::AUTOCLEAR, &[0; 8])?;
-            self.host.sync()?;
+        if tables.header.autoclear != 0 {
+            self.change_header(tables, |header| header.autoclear = 0)?;
         }
         Ok(Writing {
             refcounts,
@@ -108,6 +98,7 @@ impl Qcow2 {
             draining: VecDeque::new(),
             held: HashSet::new(),
             flushing: false,
+            alone: false,
             low: 1,
             high: self.geometry.clusters(tables.file_len),
         })
@@ -119,7 +110,7 @@ impl Qcow2 {
         tables: &Tables,
         refcounts: &Refcounts,
     ) -> Result<Result<HashSet<u64>, String>> {
-        let (header, geometry) = (&self.header, self.geometry);
+        let (header, geometry) = (&tables.header, self.geometry);
         let mut found = HashSet::from([0]);
         let mut shared = HashSet::new();
         let mut spans = vec![
@@ -130,7 +121,7 @@ impl Qcow2 {
                 refcounts.table.len() as u64 * 8,
             ),
         ];
-        self.snapshot_spans(&mut spans)?;
+        self.snapshot_spans(header, &mut spans)?;
         for index in 0..refcounts.table.len() as u64 {
             if let Some(block) = refcounts.block(&self.host, index * refcounts.per_block())? {
                 spans.push(("refcount block", block, geometry.cluster()));
@@ -170,11 +161,11 @@ impl Qcow2 {
     }
 
     /// Adds the snapshot table and the L1 tables of the snapshots.
-    fn snapshot_spans(&self, spans: &mut Vec<(&str, u64, u64)>) -> Result<()> {
+    fn snapshot_spans(&self, header: &Header, spans: &mut Vec<(&str, u64, u64)>) -> Result<()> {
         const FIXED: u64 = 40;
-        let start = self.header.snapshots_offset;
+        let start = header.snapshots_offset;
         let mut at = start;
-        for _ in 0..self.header.snapshots {
+        for _ in 0..header.snapshots {
             let mut entry = [0; FIXED as usize];
             self.host.read(at, &mut entry)?;
             let l1_bytes = u64::from(be32(&entry, 8)) * 8;
@@ -201,12 +192,8 @@ impl Qcow2 {
 
     /// Stops all writing, says so in the header if the version can, and makes the error.
     pub(crate) fn mark_corrupt(&self, tables: &mut Tables, reason: String) -> Error {
-        if self.header.version >= 3 && tables.stopped.is_none() {
-            let bits = (self.header.incompatible | CORRUPT).to_be_bytes();
-            let marked = self
-                .host
-                .write(field::INCOMPATIBLE, &bits)
-                .and_then(|()| self.host.sync());
+        if self.version >= 3 && tables.stopped.is_none() {
+            let marked = self.change_header(tables, |header| header.incompatible |= CORRUPT);
             if let Err(error) = marked {
                 tracing::warn!(%error, "cannot set the corrupt bit");
             }

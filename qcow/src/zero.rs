@@ -40,7 +40,7 @@ impl Image {
         );
         self.write_zeros(offset, start - offset)?;
         self.write_zeros(end, offset + len - end)?;
-        if qcow2.header.version < 3 {
+        if qcow2.version < 3 {
             if unmap {
                 self.discard(start, end - start)?;
             }
@@ -73,7 +73,7 @@ impl Image {
         let Some(whole) = self.whole_clusters(qcow2, offset, len) else {
             return Ok(());
         };
-        let can_zero = qcow2.header.version >= 3;
+        let can_zero = qcow2.version >= 3;
         self.change_all(qcow2, whole, &|mapping, below, may_drop| match mapping {
             Mapping::Unallocated | Mapping::Zero { host: None, .. } => None,
             _ if below && !can_zero || !may_drop => None,

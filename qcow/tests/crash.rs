@@ -350,8 +350,9 @@ fn crash_safe_while_the_refcount_table_moves() {
     let moves: Vec<usize> = log
         .iter()
         .enumerate()
-        .filter(|(_, change)| matches!(change, Change::Write(48, data) if data.len() == 12))
+        .filter(|(_, change)| matches!(change, Change::Write(0, _)))
         .map(|(i, _)| i)
+        .skip(1) // Its creation.
         .collect();
     assert!(!moves.is_empty(), "the table did not move");
     let mut random = Random(5);

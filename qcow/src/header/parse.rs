@@ -1,8 +1,9 @@
 //! Reading the header: version, limits, features, in the order in which they depend on each other.
 
 use super::{
-    COMPRESSION_TYPE, CORRUPT, DATA_FILE, DIRTY, EXTENDED_L2, Header, MAX_BACKING_NAME,
-    MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, MAX_SNAPSHOTS, backing_format,
+    COMPRESSION_TYPE, CORRUPT, DATA_FILE, DIRTY, EXTENDED_L2, Header, KNOWN_LENGTH,
+    MAX_BACKING_NAME, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, MAX_SNAPSHOTS, V2_LENGTH, V3_LENGTH,
+    backing_format,
 };
 use crate::addr::{CLUSTER_BITS, Geometry, be32, be64};
 use crate::compress::Method;
@@ -10,11 +11,6 @@ use crate::error::{Error, Result, Violation};
 use crate::extension::Extensions;
 use crate::host::Host;
 use crate::image::Backing;
-
-/// Bytes of the header that any version may have and this crate reads.
-const FIXED: usize = 112;
-const V2_LENGTH: u32 = 72;
-const V3_LENGTH: u32 = 104;
 
 /// Why a header is not one that this crate opens.
 #[derive(Debug, PartialEq, Eq)]
@@ -43,7 +39,7 @@ pub(crate) fn read(host: &Host) -> Result<Header> {
         },
     };
     let len = host.len()?;
-    let mut bytes = vec![0; FIXED];
+    let mut bytes = vec![0; KNOWN_LENGTH];
     host.read(0, &mut bytes)?;
     let geometry = identify(&bytes).map_err(refuse)?;
     bytes.resize(geometry.cluster() as usize, 0);
@@ -81,15 +77,19 @@ fn parse(bytes: &[u8], geometry: Geometry, file_len: u64) -> Result<Header, Refu
     let on_v3 = |value: u64| if v3 { value } else { 0 };
     let cluster = geometry.cluster();
 
-    let length = if v3 { be32(bytes, 100) } else { V2_LENGTH };
-    if v3 && (length < V3_LENGTH || u64::from(length) > cluster || length % 8 != 0) {
+    let length = if v3 {
+        be32(bytes, 100) as usize
+    } else {
+        V2_LENGTH
+    };
+    if v3 && (length < V3_LENGTH || length as u64 > cluster || length % 8 != 0) {
         let expected = format!("a multiple of 8 from {V3_LENGTH} to {cluster}");
         return Err(Violation::new("header_length", 100, length, expected).into());
     }
     let name = backing_name(bytes, length, geometry)?;
     let area_end = name.as_ref().map_or(bytes.len(), |name| name.start);
-    let area = bytes.get(length as usize..area_end).unwrap_or_default();
-    let extensions = Extensions::parse(area, length.into())?;
+    let area = bytes.get(length..area_end).unwrap_or_default();
+    let extensions = Extensions::parse(area, length as u64)?;
 
     let incompatible = on_v3(be64(bytes, 72));
     let autoclear = on_v3(be64(bytes, 88));
@@ -153,18 +153,20 @@ fn parse(bytes: &[u8], geometry: Geometry, file_len: u64) -> Result<Header, Refu
         )?;
     }
 
+    let name_offset = name.as_ref().map_or(0, |name| name.start as u64);
     let backing = match name {
         None => None,
         Some(range) => {
             let start = range.start as u64;
             let name = String::from_utf8(bytes.get(range).unwrap_or_default().to_vec())
                 .map_err(|_| Violation::new("backing file name", start, "no UTF-8", "UTF-8"))?;
-            let format = backing_format(extensions.backing_format.as_deref()).map_err(|name| {
-                Refusal::Unsupported {
-                    feature: format!("a backing file in the format {name:?}"),
-                    advice: "convert it to qcow2 or raw with `qemu-img convert`",
-                }
-            })?;
+            let format =
+                backing_format(extensions.backing_format().as_deref()).map_err(|name| {
+                    Refusal::Unsupported {
+                        feature: format!("a backing file in the format {name:?}"),
+                        advice: "convert it to qcow2 or raw with `qemu-img convert`",
+                    }
+                })?;
             Some(Backing { name, format })
         }
     };
@@ -180,9 +182,13 @@ fn parse(bytes: &[u8], geometry: Geometry, file_len: u64) -> Result<Header, Refu
         snapshots,
         snapshots_offset,
         incompatible,
+        compatible: on_v3(be64(bytes, 80)),
         autoclear,
         compression,
         backing,
+        name_offset,
+        tail: bytes.get(V3_LENGTH..length).unwrap_or_default().to_vec(),
+        extensions,
     })
 }
 
@@ -216,7 +222,7 @@ fn placed(
 
 fn backing_name(
     bytes: &[u8],
-    header_length: u32,
+    header_length: usize,
     geometry: Geometry,
 ) -> Result<Option<std::ops::Range<usize>>, Violation> {
     let (offset, len) = (be64(bytes, 8), be32(bytes, 16));
@@ -224,7 +230,7 @@ fn backing_name(
         return Ok(None);
     }
     let cluster = geometry.cluster();
-    if offset < header_length.into() || offset > cluster {
+    if offset < header_length as u64 || offset > cluster {
         let expected = format!("0, or {header_length} to {cluster}");
         return Err(Violation::new("backing_file_offset", 8, offset, expected));
     }
@@ -260,7 +266,7 @@ fn features(incompatible: u64, extensions: &Extensions) -> Result<(), Refusal> {
         let bit = unknown.trailing_zeros();
         let name = extensions
             .incompatible_name(bit)
-            .unwrap_or("a feature without a name");
+            .unwrap_or_else(|| "a feature without a name".into());
         return unsupported(
             format!("the incompatible feature bit {bit} ({name})"),
             "convert the image with a program that knows it",
@@ -283,7 +289,7 @@ fn encryption(method: u32) -> Result<(), Refusal> {
     })
 }
 
-fn compression(bytes: &[u8], length: u32, incompatible: u64) -> Result<Method, Refusal> {
+fn compression(bytes: &[u8], length: usize, incompatible: u64) -> Result<Method, Refusal> {
     let kind = if length > V3_LENGTH {
         bytes.get(104).copied().unwrap_or(0)
     } else {
