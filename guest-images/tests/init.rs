@@ -3,6 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
 
 mod qemu;
+mod tool;
 
 use std::convert::Infallible;
 use std::fs::File;
@@ -15,6 +16,7 @@ use cowshed_guest_protocol::files::{Receiver, send_tree};
 use cowshed_guest_protocol::{Failure, FromGuest, Item, Stamp, Start, ToGuest, VERSION};
 use qemu::{Guest, kernel_and_disk};
 use tempfile::TempDir;
+use tool::tool;
 
 fn started(argv: &[&'static str], env: &[&'static str], cwd: &'static str) -> Guest {
     let (kernel, disk) = kernel_and_disk();
@@ -197,6 +199,53 @@ fn a_tree_that_has_no_place_is_an_error_of_its_own() {
         other => panic!("{other:?}"),
     });
     guest.end();
+}
+
+#[test]
+fn the_root_is_found_by_its_names() {
+    const PARTITION: &str = "5d2fb3ba-6c1e-4b8e-9b0e-0123456789ab";
+    const FILE_SYSTEM: &str = "0f3c5a7e-1b2d-4c6f-8a90-abcdef012345";
+    let folder = TempDir::new().unwrap();
+    let tree = folder.path().join("tree");
+    std::fs::create_dir_all(tree.join("bin")).unwrap();
+    std::fs::copy("/bin/busybox", tree.join("bin/busybox")).unwrap();
+    let disk = folder.path().join("disk");
+    File::create(&disk).unwrap().set_len(32 << 20).unwrap();
+    // The first partition is larger: without a name it would be looked at before the second.
+    let table = format!(
+        "label: gpt\nsize=16M, name=\"data\"\nsize=8M, uuid={PARTITION}, name=\"system\"\n"
+    );
+    tool("fdisk", "sfdisk --quiet FILE", &disk, &table);
+    let tree = tree.display();
+    for (offset, size, uuid, label) in [
+        ("1048576", "16M", "random", "other"),
+        ("17825792", "8M", FILE_SYSTEM, "rust-root"),
+    ] {
+        let make =
+            format!("mkfs.ext4 -q -d {tree} -U {uuid} -L {label} -E offset={offset} FILE {size}");
+        tool("e2fsprogs", &make, &disk, "");
+    }
+    let (kernel, _) = kernel_and_disk();
+    for name in [
+        format!("UUID={FILE_SYSTEM}"),
+        "LABEL=rust-root".to_owned(),
+        format!("PARTUUID={}", PARTITION.to_uppercase()),
+        "PARTLABEL=system".to_owned(),
+    ] {
+        let mut guest = Guest::boot(&kernel, Some(&disk), &format!("root={name}"));
+        guest.hear(|said| assert_eq!(said, FromGuest::Hello { version: VERSION }));
+        let script = b"/bin/busybox grep ' / ' /proc/mounts";
+        let argv = vec![&b"/bin/busybox"[..], b"sh", b"-c", script];
+        guest.tell(&ToGuest::Start(Start {
+            argv,
+            ..Start::default()
+        }));
+        guest.hear(|said| assert_eq!(said, FromGuest::Started));
+        guest.hear(|said| assert_eq!(said, FromGuest::Exited { code: 0 }));
+        let mounts = String::from_utf8(read(&mut guest.stdout)).unwrap();
+        assert!(mounts.starts_with("/dev/vda2 / ext4"), "{name}: {mounts}");
+        guest.end();
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@
 
 extern crate alloc;
 
+mod block_device;
 mod command;
 mod console;
 mod control;
@@ -20,6 +21,7 @@ mod filesystem;
 mod kernel_args;
 mod modules;
 mod mounts;
+mod partition_table;
 mod ports;
 mod raw;
 mod relay;
@@ -27,6 +29,7 @@ mod root;
 mod runtime;
 mod start;
 mod supervise;
+mod volume;
 
 use cowshed_guest_protocol::{Failure, FromGuest, Reason, VERSION};
 use rustix::system::RebootCommand;

@@ -2,32 +2,38 @@
 
 use alloc::format;
 use alloc::string::{String, ToString};
-use alloc::vec::Vec;
+use core::cmp::Reverse;
 
 use cowshed_guest_protocol::Failure;
 use rustix::fd::OwnedFd;
 use rustix::fs::{Access, Dir, FileType, Mode, OFlags};
 use rustix::mount::{MountFlags, mount, mount_move};
+use rustix::time::ClockId;
 
-use crate::kernel_args::{KernelArgs, read_file};
+use crate::block_device::BlockDevice;
+use crate::kernel_args::KernelArgs;
 use crate::modules::Modules;
-use crate::{Stop, filesystem, ports};
+use crate::volume::Name;
+use crate::{Stop, ports};
 
-const DEFAULT: &str = "/dev/vda";
+const DEFAULT: &str = "vda";
 const NEW_ROOT: &str = "/newroot";
 
-/// How long a device that the command line names may take to appear, in milliseconds.
-const PATIENCE: u32 = 10_000;
+/// How long a device that the command line names may take to appear, in seconds.
+const PATIENCE: i64 = 10;
 
 /// Mounts the root and moves onto it; without a disk, stays in the initramfs.
 pub(crate) fn enter(modules: &Modules, args: &KernelArgs) -> Result<(), Stop> {
     modules.load(&["virtio_blk", "virtio_rng"])?;
     let disk = match &args.root {
         Some(root) => named(root)?,
-        None if exists(DEFAULT) => DEFAULT.to_string(),
-        None => return Ok(()),
+        None => match Wanted::Device(DEFAULT).find() {
+            Some(disk) => disk,
+            None => return Ok(()),
+        },
     };
-    let (device, kind) = choose(&disk, args)?;
+    let (device, kind) = choose(disk, args)?;
+    let device = device.path();
     modules.load(&[&kind])?;
     let doing = format!("mount the root file system ({device}, {kind})");
     let _ = rustix::fs::mkdir(NEW_ROOT, Mode::RWXU);
@@ -88,26 +94,70 @@ fn switch() -> Result<(), rustix::io::Errno> {
     rustix::process::chdir("/")
 }
 
+/// What `root=` names.
+enum Wanted<'a> {
+    /// A file in `/dev`.
+    Device(&'a str),
+    FileSystem(Name),
+    Partition(Name),
+}
+
+impl<'a> Wanted<'a> {
+    fn of(root: &'a str) -> Option<Self> {
+        if let Some(name) = root.strip_prefix("/dev/") {
+            return Some(Self::Device(name));
+        }
+        let (kind, name) = root.split_once('=').filter(|(_, name)| !name.is_empty())?;
+        let name = name.to_string();
+        match kind {
+            "UUID" => Some(Self::FileSystem(Name::Uuid(name))),
+            "LABEL" => Some(Self::FileSystem(Name::Label(name))),
+            "PARTUUID" => Some(Self::Partition(Name::Uuid(name))),
+            "PARTLABEL" => Some(Self::Partition(Name::Label(name))),
+            _ => None,
+        }
+    }
+
+    fn find(&self) -> Option<BlockDevice> {
+        match self {
+            Self::Device(name) => exists(&format!("/dev/{name}")).then(|| BlockDevice::new(name)),
+            Self::FileSystem(name) => BlockDevice::all().into_iter().find(|device| {
+                let found = device.file_system();
+                found.is_some_and(|found| name.is_in(&found.names))
+            }),
+            Self::Partition(name) => BlockDevice::all()
+                .iter()
+                .flat_map(BlockDevice::named_partitions)
+                .find_map(|(partition, names)| name.is_in(&names).then_some(partition)),
+        }
+    }
+}
+
 /// The device that `root=` names, once it is there.
-fn named(root: &str) -> Result<String, Stop> {
+fn named(root: &str) -> Result<BlockDevice, Stop> {
     let stop = |message| {
         Err(Stop {
             failure: Failure::Boot,
             message,
         })
     };
-    if !root.starts_with("/dev/") {
+    let Some(wanted) = Wanted::of(root) else {
         return stop(format!(
-            "root={root} is not understood: name a device, such as /dev/vda1"
+            "root={root} is not understood: name a device, such as /dev/vda1, or UUID=, LABEL=, \
+             PARTUUID= or PARTLABEL="
         ));
-    }
-    for _ in 0..PATIENCE {
-        if exists(root) {
-            return Ok(root.to_string());
+    };
+    let seconds = || rustix::time::clock_gettime(ClockId::Monotonic).tv_sec;
+    let deadline = seconds() + PATIENCE;
+    loop {
+        if let Some(device) = wanted.find() {
+            return Ok(device);
+        }
+        if seconds() > deadline {
+            return stop(format!("the root device {root} did not appear"));
         }
         ports::pause();
     }
-    stop(format!("the root device {root} did not appear"))
 }
 
 fn exists(path: &str) -> bool {
@@ -116,41 +166,25 @@ fn exists(path: &str) -> bool {
 
 /// The device to mount and its file system: the disk itself, else the largest of its partitions
 /// that has a file system we know.
-fn choose(disk: &str, args: &KernelArgs) -> Result<(String, String), Stop> {
+fn choose(disk: BlockDevice, args: &KernelArgs) -> Result<(BlockDevice, String), Stop> {
     if let Some(kind) = &args.root_type {
-        return Ok((disk.to_string(), kind.clone()));
+        return Ok((disk, kind.clone()));
     }
-    if let Some(kind) = filesystem::kind(disk) {
-        return Ok((disk.to_string(), kind.to_string()));
+    if let Some(found) = disk.file_system() {
+        return Ok((disk, found.kind.to_string()));
     }
-    let mut partitions = partitions(disk);
-    partitions.sort_unstable();
-    let known = partitions.iter().rev().find_map(|(_, partition)| {
-        filesystem::kind(partition).map(|kind| (partition.clone(), kind.to_string()))
+    let mut partitions = disk.partitions();
+    partitions.sort_unstable_by_key(|partition| Reverse(partition.size()));
+    let known = partitions.into_iter().find_map(|partition| {
+        let kind = partition.file_system()?.kind;
+        Some((partition, kind.to_string()))
     });
     known.ok_or_else(|| Stop {
         failure: Failure::Boot,
         message: format!(
-            "neither {disk} nor a partition of it has a file system that we know: name one with \
-             root= and rootfstype="
+            "neither {} nor a partition of it has a file system that we know: name one with \
+             root= and rootfstype=",
+            disk.path()
         ),
     })
-}
-
-/// The partitions of a disk and their sizes.
-fn partitions(disk: &str) -> Vec<(u64, String)> {
-    let name = disk.trim_start_matches("/dev/");
-    let folder = format!("/sys/class/block/{name}");
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let entries = rustix::fs::open(&*folder, flags, Mode::empty()).and_then(Dir::new);
-    let entries = entries.into_iter().flatten().flatten();
-    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
-    let sized = names
-        .filter(|entry| entry.starts_with(name))
-        .filter_map(|entry| {
-            let size = read_file(&format!("{folder}/{entry}/size")).ok()?;
-            let size = core::str::from_utf8(&size).ok()?.trim().parse().ok()?;
-            Some((size, format!("/dev/{entry}")))
-        });
-    sized.collect()
 }

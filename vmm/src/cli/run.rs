@@ -35,7 +35,8 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "FILE", help_heading = "Guest")]
     initrd: Option<PathBuf>,
 
-    /// Append to the default kernel command line
+    /// Append to the default kernel command line. With COMMAND, root= may name a device or be
+    /// UUID=, LABEL=, PARTUUID= or PARTLABEL=
     #[arg(
         long,
         value_name = "STR",
