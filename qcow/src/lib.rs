@@ -61,6 +61,7 @@ mod alloc;
 mod alone;
 mod cache;
 mod chain;
+mod check;
 mod compress;
 mod create;
 mod data;
@@ -87,6 +88,7 @@ mod zero;
 use std::io;
 
 pub use chain::{Format, Opener, ReferencePolicy};
+pub use check::{CheckOptions, CheckReport, Finding, Problem, check};
 pub use create::{CreateOptions, create};
 pub use error::{Error, Result, Violation};
 pub use image::{Backing, Image};

@@ -1,0 +1,120 @@
+//! Checking an image: every reference counted and held against the refcounts, every entry decoded.
+//!
+//! What may be referred to is found in two steps. A [`Survey`] follows the header to every table:
+//! L1 tables of the disk and its snapshots, refcount blocks, bitmaps. L2 tables are noted once,
+//! with the number of L1 entries that name them, so that a thousand snapshots that share a table
+//! cost no more than one. Then a [`Count`] reads the L2 tables in the order of the file, as often
+//! as there are windows of counters: 8 bytes a cluster, 64 MiB in all.
+//!
+//! Memory is bounded by [`CheckOptions::counter_bytes`], 128 MiB for the L2 tables' places, 8 MiB
+//! for the refcount table and 64 MiB for the snapshot table; an image with more is refused. Time
+//! is bounded by the bytes of the tables, times the windows.
+
+mod bitmaps;
+mod count;
+mod report;
+mod snapshots;
+mod survey;
+mod window;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::header::{self, Header};
+use crate::host::Host;
+use crate::storage::Storage;
+
+use count::Count;
+use report::Findings;
+pub use report::{CheckReport, Finding, Problem};
+use survey::Survey;
+
+/// How to check an image.
+#[derive(Clone, Debug)]
+pub struct CheckOptions {
+    /// Findings that are kept; all are counted.
+    pub max_findings: usize,
+    /// Bytes of counters, 8 a cluster. An image with more clusters has its L2 tables read as often
+    /// as it takes.
+    pub counter_bytes: usize,
+}
+
+impl Default for CheckOptions {
+    fn default() -> Self {
+        CheckOptions {
+            max_findings: 1000,
+            counter_bytes: 64 << 20,
+        }
+    }
+}
+
+/// Checks the image in `storage`, known as `path` in messages. Nothing is written. An error says
+/// that the image cannot be checked: it cannot be read, its header or snapshot table is wrong, or
+/// it is larger than the bounds; what is wrong elsewhere is a [`Finding`].
+pub fn check(
+    path: &Path,
+    storage: Arc<dyn Storage>,
+    options: &CheckOptions,
+) -> Result<CheckReport> {
+    let host = Host {
+        path: path.to_owned(),
+        storage,
+    };
+    let header = header::read(&host)?;
+    let subject = Subject::new(&host, &header, options)?;
+    let mut findings = Findings::new(options.max_findings);
+    findings.report.total_clusters = header.geometry.clusters(header.size);
+    let survey = Survey::read(&subject, &mut findings)?;
+    Count::new(&subject, &survey).run(&mut findings, &mut |_, _| Ok(()))?;
+    Ok(findings.report)
+}
+
+/// What is checked.
+struct Subject<'a> {
+    host: &'a Host,
+    header: &'a Header,
+    options: &'a CheckOptions,
+    file_len: u64,
+}
+
+impl<'a> Subject<'a> {
+    fn new(host: &'a Host, header: &'a Header, options: &'a CheckOptions) -> Result<Self> {
+        let file_len = host.len()?;
+        Ok(Subject {
+            host,
+            header,
+            options,
+            file_len,
+        })
+    }
+
+    /// Clusters in the file, the last one perhaps not whole.
+    fn clusters(&self) -> u64 {
+        self.header.geometry.clusters(self.file_len)
+    }
+
+    /// Clusters that a refcount block counts.
+    fn per_block(&self) -> u64 {
+        (self.header.geometry.cluster() * 8) >> self.header.refcount_order
+    }
+
+    /// Whether the file has a run of bytes; its last cluster counts as whole.
+    fn has(&self, offset: u64, len: u64) -> bool {
+        let geometry = self.header.geometry;
+        offset < self.file_len && geometry.span(offset, len).end <= self.clusters()
+    }
+
+    /// What is expected where something lies past the end.
+    fn inside(&self) -> String {
+        format!("a place before the file's end at {:#x}", self.file_len)
+    }
+
+    fn unsupported(&self, feature: String, advice: &'static str) -> Error {
+        Error::Unsupported {
+            file: self.host.path.clone(),
+            feature,
+            advice,
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! Where an image's metadata is: every table that the header leads to, but for L2 tables' content.
+
+use crate::addr::be64;
+use crate::entry;
+use crate::error::{Result, Violation};
+use crate::header::MAX_L1_BYTES;
+
+use super::Subject;
+use super::report::{Findings, Problem};
+
+/// Tables are read in pieces of this many bytes.
+const PIECE: u64 = 1 << 20;
+/// Most bytes of L1, snapshot and bitmap tables that one image may have.
+const MAX_SPANS: u64 = 256 << 20;
+/// Most L1 entries that are kept before they are merged, and after it.
+const MAX_RAW_TABLES: usize = 8 << 20;
+const MAX_TABLES: usize = 6 << 20;
+
+/// The header extension that says where LUKS's header is: offset, length.
+const ENCRYPTION_HEADER: u32 = 0x0537_be77;
+
+/// A table that lies in clusters of its own.
+pub(super) struct Span {
+    pub(super) what: &'static str,
+    pub(super) offset: u64,
+    pub(super) len: u64,
+}
+
+/// An L2 table, once, however many L1 entries name it.
+#[derive(Clone, Copy)]
+pub(super) struct L2Table {
+    pub(super) offset: u64,
+    /// L1 entries that name it.
+    pub(super) references: u32,
+    /// The lowest index in the active L1 table, or [`INACTIVE`].
+    pub(super) index: u32,
+}
+
+/// An L2 table that only snapshots use.
+pub(super) const INACTIVE: u32 = u32::MAX;
+
+/// What the header leads to.
+#[derive(Default)]
+pub(super) struct Survey {
+    /// All metadata but refcount blocks and L2 tables.
+    pub(super) spans: Vec<Span>,
+    /// In the order of the file.
+    pub(super) tables: Vec<L2Table>,
+    /// The refcount table, without the entries that cannot be followed.
+    pub(super) blocks: Vec<u64>,
+    /// Offsets and entries of the bitmaps' tables.
+    pub(super) bitmap_tables: Vec<(u64, u64)>,
+    /// The refcount structures cannot be repaired where they are.
+    pub(super) rebuild: bool,
+    /// Something could not be walked, so that not all references are known.
+    pub(super) incomplete: bool,
+}
+
+impl Survey {
+    /// Reads all of it. What cannot be followed is a finding.
+    pub(super) fn read(subject: &Subject<'_>, findings: &mut Findings) -> Result<Self> {
+        let header = subject.header;
+        let mut survey = Survey::default();
+        survey.span("header", 0, header.geometry.cluster());
+        survey.refcount_table(subject, findings)?;
+        survey.l1(
+            subject,
+            findings,
+            header.l1_offset,
+            header.l1_entries as u64,
+            true,
+        )?;
+        survey.snapshots(subject, findings)?;
+        survey.merge();
+        survey.bitmaps(subject, findings)?;
+        survey.encryption_header(subject, findings);
+        survey.check_size(subject)?;
+        Ok(survey)
+    }
+
+    /// Where the refcounts from a cluster on are in the file; the cluster must have a block.
+    pub(super) fn refcount_place(&self, subject: &Subject<'_>, cluster: u64) -> u64 {
+        let index = (cluster / subject.per_block()) as usize;
+        let bits = (cluster % subject.per_block()) << subject.header.refcount_order;
+        self.blocks.get(index).copied().unwrap_or(0) + bits / 8
+    }
+
+    pub(super) fn span(&mut self, what: &'static str, offset: u64, len: u64) {
+        if len > 0 {
+            self.spans.push(Span { what, offset, len });
+        }
+    }
+
+    fn check_size(&self, subject: &Subject<'_>) -> Result<()> {
+        let total = self
+            .spans
+            .iter()
+            .fold(0_u64, |sum, span| sum.saturating_add(span.len));
+        if total > MAX_SPANS {
+            let feature = format!("{total} bytes of L1, snapshot and bitmap tables");
+            return Err(subject.unsupported(feature, "delete some of its internal snapshots"));
+        }
+        Ok(())
+    }
+
+    fn refcount_table(&mut self, subject: &Subject<'_>, findings: &mut Findings) -> Result<()> {
+        let (header, geometry) = (subject.header, subject.header.geometry);
+        let (table, clusters) = (header.refcount_table_offset, header.refcount_table_clusters);
+        let len = clusters * geometry.cluster();
+        self.span("refcount table", table, len);
+        let mut bytes = vec![0; len as usize];
+        subject.host.read(table, &mut bytes)?;
+        let mut seen = Vec::new();
+        for (index, value) in bytes
+            .chunks_exact(8)
+            .map(|entry| be64(entry, 0))
+            .enumerate()
+        {
+            let wrong = match entry::refcount_block(value, geometry) {
+                Ok(Some(block)) if !subject.has(block, geometry.cluster()) => {
+                    Some((Problem::PastEnd, subject.inside()))
+                }
+                Ok(block) => {
+                    seen.extend(block.map(|block| (block, index)));
+                    None
+                }
+                Err(expected) => Some((Problem::RefcountStructure, expected)),
+            };
+            if let Some((problem, expected)) = wrong {
+                self.rebuild = true;
+                let at = table + index as u64 * 8;
+                findings.add(problem, || {
+                    entry_violation("refcount table entry", at, value, expected)
+                });
+            }
+        }
+        self.blocks = vec![0; bytes.len() / 8];
+        seen.sort_unstable();
+        for pair in seen.chunk_by(|a, b| a.0 == b.0) {
+            let [(block, index), twins @ ..] = pair else {
+                continue;
+            };
+            if let Some(entry) = self.blocks.get_mut(*index) {
+                *entry = *block;
+            }
+            for (_, index) in twins {
+                self.rebuild = true;
+                let at = table + *index as u64 * 8;
+                findings.add(Problem::RefcountStructure, || {
+                    entry_violation(
+                        "refcount table entry",
+                        at,
+                        *block,
+                        "a block that no other entry names".into(),
+                    )
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds an L1 table and the L2 tables that it names.
+    fn l1(
+        &mut self,
+        subject: &Subject<'_>,
+        findings: &mut Findings,
+        offset: u64,
+        entries: u64,
+        active: bool,
+    ) -> Result<()> {
+        self.span("L1 table", offset, entries * 8);
+        self.check_size(subject)?;
+        let geometry = subject.header.geometry;
+        for_each_entry(subject, offset, entries, &mut |index, at, value| {
+            let problem = match entry::l1(value, geometry) {
+                // What its other bits may mean, its table is in use.
+                _ if value == 0 => return Ok(()),
+                Ok(Some((table, _))) if !subject.has(table, geometry.cluster()) => {
+                    Some((Problem::PastEnd, subject.inside()))
+                }
+                Ok(Some(_)) => None,
+                Ok(None) => Some((Problem::Copied, "COPIED only beside an L2 table".into())),
+                Err(expected) => Some((Problem::Entry, expected)),
+            };
+            if let Some((problem, expected)) = problem {
+                findings.add(problem, || entry_violation("L1 entry", at, value, expected));
+            }
+            let table = value & entry::OFFSET;
+            if geometry.within(table) != 0 || !subject.has(table, geometry.cluster()) {
+                self.incomplete = true;
+            } else if table != 0 {
+                let index = if active { index as u32 } else { INACTIVE };
+                self.tables.push(L2Table {
+                    offset: table,
+                    references: 1,
+                    index,
+                });
+            }
+            if self.tables.len() >= MAX_RAW_TABLES {
+                self.merge();
+            }
+            if self.tables.len() > MAX_TABLES {
+                let feature = format!("more than {MAX_TABLES} L2 tables");
+                return Err(subject.unsupported(feature, "delete some of its internal snapshots"));
+            }
+            Ok(())
+        })
+    }
+
+    /// Counts the L1 entries that name the same L2 table.
+    fn merge(&mut self) {
+        self.tables
+            .sort_unstable_by_key(|table| (table.offset, table.index));
+        self.tables.dedup_by(|next, kept| {
+            let same = next.offset == kept.offset;
+            if same {
+                kept.references = kept.references.saturating_add(next.references);
+            }
+            same
+        });
+    }
+
+    fn encryption_header(&mut self, subject: &Subject<'_>, findings: &mut Findings) {
+        if let Some(extension) = subject.header.extensions.get(ENCRYPTION_HEADER) {
+            let (offset, len) = (be64(extension, 0), be64(extension, 8));
+            if subject.has(offset, len) {
+                self.span("encryption header", offset, len);
+            } else {
+                findings.add(Problem::PastEnd, || {
+                    let value = format!("{offset:#x} with {len} bytes");
+                    Violation::new("encryption header", 0, value, subject.inside())
+                });
+            }
+        }
+    }
+
+    fn snapshots(&mut self, subject: &Subject<'_>, findings: &mut Findings) -> Result<()> {
+        let (header, geometry) = (subject.header, subject.header.geometry);
+        let snapshots = super::snapshots::read(subject)?;
+        self.span("snapshot table", header.snapshots_offset, snapshots.len);
+        for snapshot in &snapshots.list {
+            let (offset, entries, at) = (snapshot.l1_offset, snapshot.l1_entries, snapshot.at);
+            if header.version >= 3 && snapshot.extra < super::snapshots::EXTRA_OF_V3 {
+                findings.add(Problem::Snapshot, || {
+                    let expected =
+                        format!("at least {} in version 3", super::snapshots::EXTRA_OF_V3);
+                    Violation::new(
+                        "extra_data_size of a snapshot",
+                        at + 36,
+                        snapshot.extra,
+                        expected,
+                    )
+                });
+            }
+            let l1_bytes = entries * 8;
+            let problem = if entries == 0 {
+                continue;
+            } else if geometry.within(offset) != 0 {
+                Some((
+                    Problem::Snapshot,
+                    format!("a multiple of {}", geometry.cluster()),
+                ))
+            } else if l1_bytes > MAX_L1_BYTES {
+                Some((
+                    Problem::Snapshot,
+                    format!("a table of at most {MAX_L1_BYTES} bytes"),
+                ))
+            } else if !subject.has(offset, l1_bytes) {
+                Some((Problem::PastEnd, subject.inside()))
+            } else {
+                None
+            };
+            match problem {
+                None => self.l1(subject, findings, offset, entries, false)?,
+                Some((problem, expected)) => {
+                    self.incomplete = true;
+                    findings.add(problem, || {
+                        let value = format!("{offset:#x} with {l1_bytes} bytes");
+                        Violation::new("L1 table of a snapshot", at, value, expected)
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Visits the entries of a table of offsets: index, place in the file, value.
+pub(super) fn for_each_entry(
+    subject: &Subject<'_>,
+    offset: u64,
+    entries: u64,
+    visit: &mut dyn FnMut(u64, u64, u64) -> Result<()>,
+) -> Result<()> {
+    let mut bytes = Vec::new();
+    let mut index = 0;
+    while index < entries {
+        let start = offset + index * 8;
+        bytes.resize(((entries - index) * 8).min(PIECE) as usize, 0);
+        subject.host.read(start, &mut bytes)?;
+        for (i, entry) in bytes.chunks_exact(8).enumerate() {
+            visit(index + i as u64, start + i as u64 * 8, be64(entry, 0))?;
+        }
+        index += bytes.len() as u64 / 8;
+    }
+    Ok(())
+}
+
+/// Reads tables of `size` bytes each, given in the order of the file, adjacent ones at once.
+pub(super) fn for_each_table<T>(
+    subject: &Subject<'_>,
+    size: u64,
+    tables: &[T],
+    offset: impl Fn(&T) -> u64,
+    mut visit: impl FnMut(&T, &[u8]) -> Result<()>,
+) -> Result<()> {
+    let most = (PIECE / size).max(1) as usize;
+    let mut bytes = Vec::new();
+    for run in tables.chunk_by(|a, b| offset(a).checked_add(size) == Some(offset(b))) {
+        for part in run.chunks(most) {
+            bytes.resize(part.len() * size as usize, 0);
+            subject
+                .host
+                .read(part.first().map_or(0, &offset), &mut bytes)?;
+            for (table, bytes) in part.iter().zip(bytes.chunks_exact(size as usize)) {
+                visit(table, bytes)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// An entry that is wrong, its value as it is in the file.
+pub(super) fn entry_violation(field: &str, at: u64, value: u64, expected: String) -> Violation {
+    Violation::new(field, at, format!("{value:#018x}"), expected)
+}
