@@ -8,10 +8,8 @@ pub(crate) const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
 /// Tables are read, cached and written in pieces of this many bytes, or a cluster if smaller.
 const SLICE_BYTES: u64 = 4096;
 
-#[allow(dead_code)]
 /// Extended L2 entries: subclusters in a cluster, and the least cluster size as a power of two.
 pub(crate) const SUBCLUSTERS: u64 = 32;
-#[allow(dead_code)]
 const EXTENDED_CLUSTER_BITS: u32 = 14;
 
 /// How guest offsets fall into clusters and tables.
@@ -30,7 +28,6 @@ impl Geometry {
         })
     }
 
-    #[allow(dead_code)]
     /// The same with extended L2 entries: `None` if clusters are too small for subclusters.
     pub(crate) fn extended(self) -> Option<Self> {
         (self.cluster_bits >= EXTENDED_CLUSTER_BITS).then_some(Geometry {
@@ -39,7 +36,6 @@ impl Geometry {
         })
     }
 
-    #[allow(dead_code)]
     /// Whether L2 entries have 16 bytes and say which subclusters are there.
     pub(crate) fn is_extended(self) -> bool {
         self.extended
@@ -105,7 +101,6 @@ impl Geometry {
         self.cluster() / self.l2_entry()
     }
 
-    #[allow(dead_code)]
     /// Bytes that can be allocated apart: a subcluster, or a cluster without extended entries.
     pub(crate) fn subcluster(self) -> u64 {
         if self.extended {
@@ -113,6 +108,25 @@ impl Geometry {
         } else {
             self.cluster()
         }
+    }
+
+    /// The subclusters of a guest cluster that a range of the disk touches, a bit each; all of
+    /// them without extended entries.
+    pub(crate) fn touched(self, range: &Range<u64>, cluster: u64) -> u32 {
+        if !self.extended {
+            return u32::MAX;
+        }
+        let start = cluster * self.cluster();
+        let from = range.start.saturating_sub(start) / self.subcluster();
+        let to = range.end.saturating_sub(start).div_ceil(self.subcluster());
+        let below = |n: u64| (1_u64 << n.min(SUBCLUSTERS)) - 1;
+        (below(to) & !below(from)) as u32
+    }
+
+    /// A range of the disk, rounded outwards to what can be allocated apart.
+    pub(crate) fn subclusters(self, range: Range<u64>) -> Range<u64> {
+        let unit = self.subcluster();
+        range.start - range.start % unit..range.end.next_multiple_of(unit)
     }
 
     /// L1 entries that a disk of `size` bytes needs.

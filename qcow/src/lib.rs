@@ -18,8 +18,8 @@
 //! - **Bounded**: tables are cached up to [`OpenOptions::cache_bytes`]; L1 tables (32 MiB each,
 //!   256 MiB a chain) and refcount tables (8 MiB) are in memory whole, within the format's limits.
 //!
-//! Refused by name for now: encryption, external data files, extended L2 entries, writing an image
-//! whose dirty bit is set. Bitmaps are kept, marked as stale before the first write.
+//! Refused by name for now: encryption, external data files, writing an image whose dirty bit is
+//! set. Bitmaps are kept, marked as stale before the first write.
 //!
 //! # Example
 //!

@@ -3,9 +3,8 @@
 use std::ops::Range;
 use std::sync::MutexGuard;
 
-use crate::addr::be64;
 use crate::alloc::Blocked;
-use crate::entry::Mapping;
+use crate::entry::{self, Entry, Mapping, Standard};
 use crate::error::{Error, Result};
 use crate::pin::Pin;
 use crate::qcow2::{Qcow2, State, Tables};
@@ -30,29 +29,49 @@ pub(crate) struct Prepared {
     pub(crate) host: u64,
     /// The host clusters are zeros.
     pub(crate) fresh: bool,
-    /// They were kept for these guest clusters, which read as zeros.
-    pub(crate) reused: bool,
+    /// The guest clusters have them already, and only get more subclusters.
+    pub(crate) own: bool,
+    /// Bytes of the disk that are to be in the host clusters: those that are written, and those
+    /// that must come along.
+    pub(crate) touch: Range<u64>,
+    /// Bytes of the disk whose other changes wait for this one.
+    claim: Range<u64>,
     /// Bytes of the write that fall into the run.
     pub(crate) len: u64,
 }
 
-/// How a guest cluster can be written.
+/// How some subclusters of a guest cluster can be written.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
+    /// All of them are allocated, in a cluster that nothing else refers to.
     InPlace(u64),
-    Reuse(u64),
+    /// The cluster has a place of its own, where they are to be allocated.
+    Own(u64),
     Allocate,
 }
 
-pub(crate) fn way(mapping: Mapping) -> Way {
+pub(crate) fn way(mapping: Mapping, touched: u32) -> Way {
     match mapping {
-        Mapping::Data { host, copied: true } => Way::InPlace(host),
-        Mapping::Zero {
+        Mapping::Standard(Standard {
             host: Some(host),
             copied: true,
-        } => Way::Reuse(host),
+            alloc,
+            ..
+        }) => {
+            if alloc & touched == touched {
+                Way::InPlace(host)
+            } else {
+                Way::Own(host)
+            }
+        }
         _ => Way::Allocate,
     }
+}
+
+/// The clusters at the ends of a run, as they are before it is written.
+struct Ends {
+    first: Mapping,
+    last: Mapping,
 }
 
 impl Qcow2 {
@@ -101,16 +120,14 @@ impl Qcow2 {
         loop {
             // No more than one L2 table, and of that no more than a few slices.
             let l2_covers = geometry.l2_entries() * geometry.cluster();
-            let first = geometry.floor(at);
-            let limit = (first + MAX_RUN.max(geometry.cluster()))
+            let limit = (geometry.floor(at) + MAX_RUN.max(geometry.cluster()))
                 .min((at / l2_covers + 1).saturating_mul(l2_covers));
             let len = len.min(limit - at);
-            let guest = geometry.span(at, len);
-            let mut state = self.lock_to_change(&guest)?;
+            let mut state = self.lock_to_change(&geometry.subclusters(at..at + len))?;
             let (tables, writing) = self.split(&mut state)?;
-            let (way, len) = self.first_run(tables, at, len)?;
+            let (way, len, ends) = self.first_run(tables, at, len)?;
             let guest = geometry.span(at, len);
-            if let Way::InPlace(host) | Way::Reuse(host) = way {
+            if let Way::InPlace(host) | Way::Own(host) = way {
                 let clusters = geometry.span(host, geometry.within(at) + len);
                 if let Some(hit) = clusters.clone().find(|c| writing.metadata.contains(c)) {
                     return Err(self.overlaps(tables, hit * geometry.cluster()));
@@ -125,18 +142,22 @@ impl Qcow2 {
                         _pin: self.pins.pin(),
                     });
                 }
-                Way::Reuse(host) => Ok(Prepared {
+                Way::Own(host) => Ok(Prepared {
                     guest,
                     host,
                     fresh: false,
-                    reused: true,
+                    own: true,
+                    touch: self.touch(at..at + len, &ends),
+                    claim: geometry.subclusters(at..at + len),
                     len,
                 }),
-                Way::Allocate => self.prepare_new(tables, writing, at, guest, len, thorough)?,
+                Way::Allocate => {
+                    self.prepare_new(tables, writing, at..at + len, &ends, thorough)?
+                }
             };
             match prepared {
                 Ok(prepared) => {
-                    writing.allocating.push(prepared.guest.clone());
+                    writing.allocating.push(prepared.claim.clone());
                     return Ok(Step::Fill(prepared));
                 }
                 Err(blocked) => {
@@ -161,57 +182,96 @@ impl Qcow2 {
 
     /// How the first cluster can be written, and for how many bytes that holds: host clusters
     /// that are used as they are must follow each other.
-    fn first_run(&self, tables: &mut Tables, at: u64, len: u64) -> Result<(Way, u64)> {
+    fn first_run(&self, tables: &mut Tables, at: u64, len: u64) -> Result<(Way, u64, Ends)> {
         let mut first: Option<Way> = None;
+        let mut ends = Ends {
+            first: Mapping::NONE,
+            last: Mapping::NONE,
+        };
         let mut covered = 0;
         let from = self.geometry.floor(at);
         self.mappings(tables, at, len, &mut |_, part, mapping| {
-            let distance = self.geometry.floor(at + covered) - from;
+            let begin = at + covered;
+            let distance = self.geometry.floor(begin) - from;
             let expected = match first {
                 Some(Way::InPlace(host)) => Some(Way::InPlace(host + distance)),
-                Some(Way::Reuse(host)) => Some(Way::Reuse(host + distance)),
+                Some(Way::Own(host)) => Some(Way::Own(host + distance)),
                 other => other,
             };
-            let found = way(mapping);
+            let cluster = self.geometry.index(begin);
+            let found = way(
+                mapping,
+                self.geometry.touched(&(begin..begin + part), cluster),
+            );
             if expected.is_some_and(|expected| expected != found) {
                 return false;
             }
-            first.get_or_insert(found);
+            if first.is_none() {
+                first = Some(found);
+                ends.first = mapping;
+            }
+            ends.last = mapping;
             covered += part;
             true
         })?;
-        Ok((first.unwrap_or(Way::Allocate), covered))
+        Ok((first.unwrap_or(Way::Allocate), covered, ends))
     }
 
     fn prepare_new(
         &self,
         tables: &mut Tables,
         writing: &mut Writing,
-        at: u64,
-        guest: Range<u64>,
-        len: u64,
+        bytes: Range<u64>,
+        ends: &Ends,
         thorough: bool,
     ) -> Result<Result<Prepared, Blocked>> {
-        let index = self.geometry.l1_index(at).0;
+        let (geometry, cluster) = (self.geometry, self.geometry.cluster());
+        let index = geometry.l1_index(bytes.start).0;
         if let Err(blocked) = self.own_l2_table(tables, writing, index, thorough)? {
             return Ok(Err(blocked));
         }
+        let guest = geometry.span(bytes.start, bytes.end - bytes.start);
         let most = guest.end - guest.start;
-        Ok(self
-            .allocate(tables, writing, most, thorough)?
-            .map(|allocation| {
-                let got = allocation.clusters.end - allocation.clusters.start;
-                let guest = guest.start..guest.start + got;
-                let len = len.min(guest.end * self.geometry.cluster() - at);
-                let host = allocation.clusters.start * self.geometry.cluster();
-                Prepared {
-                    guest,
-                    host,
-                    fresh: allocation.fresh,
-                    reused: false,
-                    len,
+        let allocation = match self.allocate(tables, writing, most, thorough)? {
+            Ok(allocation) => allocation,
+            Err(blocked) => return Ok(Err(blocked)),
+        };
+        let got = allocation.clusters.end - allocation.clusters.start;
+        let guest = guest.start..guest.start + got;
+        let bytes = bytes.start..bytes.end.min(guest.end * cluster);
+        Ok(Ok(Prepared {
+            host: allocation.clusters.start * cluster,
+            fresh: allocation.fresh,
+            own: false,
+            len: bytes.end - bytes.start,
+            touch: self.touch(bytes, ends),
+            claim: guest.start * cluster..guest.end * cluster,
+            guest,
+        }))
+    }
+
+    /// What must be in the host clusters when `bytes` are written. A subcluster that has no bytes
+    /// there yet comes whole; a cluster that leaves its old place takes all of them along.
+    fn touch(&self, bytes: Range<u64>, ends: &Ends) -> Range<u64> {
+        let geometry = self.geometry;
+        let alone = |at: u64, mapping| match mapping {
+            Mapping::Standard(Standard {
+                host,
+                copied,
+                alloc,
+                ..
+            }) => {
+                let own = copied && host.is_some();
+                let there = own && alloc & geometry.touched(&(at..at + 1), geometry.index(at)) != 0;
+                match (there, own || alloc == 0) {
+                    (true, _) => at..at + 1,
+                    (_, true) => geometry.subclusters(at..at + 1),
+                    _ => geometry.floor(at)..geometry.floor(at) + geometry.cluster(),
                 }
-            }))
+            }
+            Mapping::Compressed(_) => geometry.floor(at)..geometry.floor(at) + geometry.cluster(),
+        };
+        alone(bytes.start, ends.first).start..alone(bytes.end - 1, ends.last).end
     }
 
     /// The L2 table of an L1 entry, made or copied if it is not there or not the image's own. Its
@@ -252,7 +312,7 @@ impl Qcow2 {
             writing.metadata.remove(&self.geometry.index(old));
             writing.drop_clusters(self.geometry.span(old, 1));
         }
-        self.set_l1(tables, writing, index, Mapping::data(table));
+        self.set_l1(tables, writing, index, entry::own_table(table));
         Ok(Ok(table))
     }
 
@@ -268,39 +328,48 @@ impl Qcow2 {
         };
         let cluster = self.geometry.cluster();
         let done = filled.and_then(|()| {
-            let mut host = prepared.host;
-            self.change(
-                tables,
-                writing,
-                prepared.guest.clone(),
-                &mut |old, entry| {
-                    *entry = Mapping::data(host);
-                    host += cluster;
-                    // What was kept for the cluster goes on being its own.
-                    if prepared.reused { None } else { Some(old) }
-                },
-            )
+            let (mut guest, mut host) = (prepared.guest.start, prepared.host);
+            self.change(tables, writing, prepared.guest.clone(), &mut |old| {
+                let bits = self.geometry.touched(&prepared.touch, guest);
+                let (alloc, zero) = match old {
+                    Mapping::Standard(old) if prepared.own => (old.alloc | bits, old.zero & !bits),
+                    Mapping::Standard(old) => (bits, old.zero & !bits),
+                    Mapping::Compressed(_) => (bits, 0),
+                };
+                let new = Standard {
+                    host: Some(host),
+                    copied: true,
+                    alloc,
+                    zero,
+                };
+                guest += 1;
+                host += cluster;
+                Some((new, if prepared.own { None } else { Some(old) }))
+            })
         });
-        if done.is_err() && !prepared.reused {
+        if done.is_err() && !prepared.own {
             let clusters = prepared.guest.end - prepared.guest.start;
             writing.drop_clusters(self.geometry.span(prepared.host, clusters * cluster));
         }
-        writing.allocating.retain(|range| *range != prepared.guest);
+        if let Some(at) = writing.allocating.iter().position(|c| *c == prepared.claim) {
+            writing.allocating.swap_remove(at);
+        }
         drop(state);
         self.notify();
         done
     }
 
     /// Changes the L2 entries of a range within one L2 table and a few slices. `decide` gets what
-    /// an entry says and its value to change, and returns the mapping whose references are gone.
-    /// It gets all of them, or none if there is an error.
+    /// an entry says, and returns what it is to say, if that is something else, and the mapping
+    /// whose references are gone. It gets all of them, or none if there is an error.
     pub(crate) fn change(
         &self,
         tables: &mut Tables,
         writing: &mut Writing,
         guest: Range<u64>,
-        decide: &mut dyn FnMut(Mapping, &mut u64) -> Option<Mapping>,
+        decide: &mut dyn FnMut(Mapping) -> Option<(Standard, Option<Mapping>)>,
     ) -> Result<()> {
+        let width = self.geometry.l2_entry() as usize;
         let mut places = Vec::new();
         for cluster in guest {
             let (index, at) = self.geometry.l1_index(cluster * self.geometry.cluster());
@@ -309,17 +378,20 @@ impl Qcow2 {
             };
             let within = (at % self.geometry.slice()) as usize;
             let slice = table + at - within as u64;
-            let entry = be64(self.slice(tables, slice)?, within);
+            let bytes = self.slice(tables, slice)?.get(within..within + width);
+            let entry = Entry::read(bytes.unwrap_or_default());
             let old = self.decode(entry, slice + within as u64, tables.file_len)?;
             // Dirty from here on, so that it stays until it is changed below.
             tables.l2.get_mut(slice);
-            places.push((slice, within, entry, old));
+            places.push((slice, within, old));
         }
-        for (slice, within, mut entry, old) in places {
-            let gone = decide(old, &mut entry);
+        for (slice, within, old) in places {
+            let Some((new, gone)) = decide(old) else {
+                continue;
+            };
             let bytes = tables.l2.get_mut(slice).unwrap_or_default();
-            if let Some(bytes) = bytes.get_mut(within..within + 8) {
-                bytes.copy_from_slice(&entry.to_be_bytes());
+            if let Some(bytes) = bytes.get_mut(within..within + width) {
+                new.encode(self.geometry).write(bytes);
             }
             if let Some(gone) = gone {
                 writing.drop_mapping(gone, self);

@@ -9,7 +9,7 @@ use crate::cache::Cache;
 use crate::chain::Budget;
 use crate::compress::Method;
 use crate::data::Data;
-use crate::entry::{self, Compressed, Mapping};
+use crate::entry::{self, Compressed, Content, Entry, Mapping};
 use crate::error::{Error, Result, Violation};
 use crate::header::{self, CORRUPT, DIRTY, Header};
 use crate::host::Host;
@@ -204,20 +204,39 @@ impl Qcow2 {
             offset,
             len,
             &mut |within, len, mapping| {
-                let place = match mapping {
-                    Mapping::Unallocated => Place::Below,
-                    Mapping::Zero { .. } => Place::Zero,
-                    Mapping::Data { host, .. } => Place::Data(host + within),
-                    Mapping::Compressed(compressed) => Place::Compressed(compressed, within),
+                let standard = match mapping {
+                    Mapping::Compressed(compressed) => {
+                        let place = Place::Compressed(compressed, within);
+                        merge(runs, Run { len, place });
+                        return true;
+                    }
+                    Mapping::NONE => {
+                        let place = Place::Below;
+                        merge(runs, Run { len, place });
+                        return true;
+                    }
+                    Mapping::Standard(standard) => standard,
                 };
-                merge(runs, Run { len, place });
+                let (mut at, end) = (within, within + len);
+                while at < end {
+                    let (content, rest) = standard.content(at, self.geometry);
+                    let place = match (content, standard.host) {
+                        (Content::Data, Some(host)) => Place::Data(host + at),
+                        (Content::Zero, _) => Place::Zero,
+                        _ => Place::Below,
+                    };
+                    let len = rest.min(end - at);
+                    merge(runs, Run { len, place });
+                    at += len;
+                }
                 true
             },
         )
     }
 
     /// Visits the clusters of a range in order, each with the part of it that the range covers:
-    /// where it begins in the cluster, and its length. Stops when `visit` says so.
+    /// where it begins in the cluster, and its length; where a whole L2 table is absent, all that
+    /// it would map at once. Stops when `visit` says so.
     pub(crate) fn mappings(
         &self,
         tables: &mut Tables,
@@ -234,7 +253,7 @@ impl Qcow2 {
                 // The whole L2 table is absent: one visit a cluster would say nothing more.
                 let covered = geometry.l2_entries() * geometry.cluster();
                 let next = (at / covered + 1).saturating_mul(covered).min(end);
-                if !visit(geometry.within(at), next - at, Mapping::Unallocated) {
+                if !visit(geometry.within(at), next - at, Mapping::NONE) {
                     return Ok(());
                 }
                 at = next;
@@ -243,14 +262,14 @@ impl Qcow2 {
             let slice_at = entry_at - entry_at % geometry.slice();
             let file_len = tables.file_len;
             let slice = self.slice(tables, table + slice_at)?;
-            let first = (entry_at - slice_at) as usize / 8;
-            for (i, entry) in slice.chunks_exact(8).enumerate().skip(first) {
+            let width = geometry.l2_entry() as usize;
+            let first = (entry_at - slice_at) as usize / width;
+            for (i, entry) in slice.chunks_exact(width).enumerate().skip(first) {
                 if at >= end {
                     break;
                 }
-                let entry = be64(entry, 0);
-                let where_it_is = table + slice_at + i as u64 * 8;
-                let mapping = self.decode(entry, where_it_is, file_len)?;
+                let where_it_is = table + slice_at + (i * width) as u64;
+                let mapping = self.decode(Entry::read(entry), where_it_is, file_len)?;
                 let within = geometry.within(at);
                 let part = (geometry.cluster() - within).min(end - at);
                 if !visit(within, part, mapping) {
@@ -285,30 +304,22 @@ impl Qcow2 {
     }
 
     /// Decodes the L2 entry that was found at `at` of the file.
-    pub(crate) fn decode(&self, entry: u64, at: u64, file_len: u64) -> Result<Mapping> {
+    pub(crate) fn decode(&self, entry: Entry, at: u64, file_len: u64) -> Result<Mapping> {
         let wrong = |expected| {
-            self.host.invalid(Violation::new(
-                "L2 entry",
-                at,
-                format!("{entry:#018x}"),
-                expected,
-            ))
+            self.host
+                .invalid(Violation::new("L2 entry", at, entry, expected))
         };
         let mapping = Mapping::decode(entry, self.version, self.geometry).map_err(wrong)?;
         let host = match mapping {
-            Mapping::Unallocated | Mapping::Zero { host: None, .. } => return Ok(mapping),
-            Mapping::Zero {
-                host: Some(host), ..
-            }
-            | Mapping::Data { host, .. } => host,
-            Mapping::Compressed(compressed) => compressed.offset,
+            Mapping::Compressed(compressed) => Some(compressed.offset),
+            Mapping::Standard(standard) => standard.host,
         };
-        if host >= file_len {
-            return Err(wrong(format!(
+        match host {
+            Some(host) if host >= file_len => Err(wrong(format!(
                 "a cluster before the file's end at {file_len:#x}"
-            )));
+            ))),
+            _ => Ok(mapping),
         }
-        Ok(mapping)
     }
 
     /// A slice of an L2 table, loaded if need be.

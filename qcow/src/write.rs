@@ -42,8 +42,13 @@ impl Image {
         let mut extents = Vec::new();
         let mut fast = true;
         let mut overlap = None;
+        let mut at = offset;
         qcow2.mappings(tables, offset, len, &mut |within, len, mapping| {
-            let Way::InPlace(host) = way(mapping) else {
+            let touched = qcow2
+                .geometry
+                .touched(&(at..at + len), qcow2.geometry.index(at));
+            at += len;
+            let Way::InPlace(host) = way(mapping, touched) else {
                 fast = false;
                 return false;
             };
@@ -111,27 +116,24 @@ impl Image {
         }
     }
 
-    /// Writes a run of new clusters: `data` at `at`, and before and after it, up to the clusters'
-    /// ends, what was read there.
+    /// Writes into a run of clusters: `data` at `at`, and before and after it what comes along.
     fn fill(&self, qcow2: &Qcow2, prepared: &Prepared, at: u64, data: &[u8]) -> Result<()> {
-        let cluster = qcow2.geometry.cluster();
-        let start = prepared.guest.start * cluster;
-        let end = prepared.guest.end * cluster;
-        let data_end = at + data.len() as u64;
+        let start = prepared.guest.start * qcow2.geometry.cluster();
+        let (touch, data_end) = (&prepared.touch, at + data.len() as u64);
         let host = |guest: u64| prepared.host + (guest - start);
-        let head = self.beside(qcow2, prepared, start..at, host(start))?;
-        let tail = self.beside(qcow2, prepared, data_end..end, host(data_end))?;
+        let head = self.beside(qcow2, prepared, touch.start..at, host(touch.start))?;
+        let tail = self.beside(qcow2, prepared, data_end..touch.end, host(data_end))?;
         if head.is_empty() && tail.is_empty() {
             return qcow2.data.write(at, host(at), data);
         }
         // One write for a small run, so that a cluster lands at once.
-        if end - start <= cluster {
+        if touch.end - touch.start <= qcow2.geometry.cluster() {
             let from = at - head.len() as u64;
             let whole = [&head, data, &tail].concat();
             return qcow2.data.write(from, host(from), &whole);
         }
         if !head.is_empty() {
-            qcow2.data.write(start, host(start), &head)?;
+            qcow2.data.write(touch.start, host(touch.start), &head)?;
         }
         qcow2.data.write(at, host(at), data)?;
         if tail.is_empty() {
@@ -154,7 +156,7 @@ impl Image {
             return Ok(Vec::new());
         }
         let on_disk = guest.end.min(self.size()).saturating_sub(guest.start);
-        if prepared.reused || self.reads_as_zeros(guest.start, on_disk)? {
+        if self.reads_as_zeros(guest.start, on_disk)? {
             if !prepared.fresh {
                 qcow2
                     .data

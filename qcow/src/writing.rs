@@ -26,7 +26,7 @@ pub(crate) struct Writing {
     pub(crate) l1_dirty: BTreeSet<u64>,
     /// Clusters of metadata: never handed out, never a place for data.
     pub(crate) metadata: HashSet<u64>,
-    /// Guest clusters that are being allocated: other changes of their mapping wait.
+    /// Bytes of the disk that are being allocated: other changes of their mapping wait.
     pub(crate) allocating: Vec<Range<u64>>,
     /// References that are gone, by cluster; the refcount follows in the next flush.
     pub(crate) dropped: BTreeMap<u64, u64>,

@@ -1,18 +1,26 @@
 //! Zeroing and discarding: whole clusters by their entries, the rest by writing.
 
-use std::ops::Range;
-
-use crate::entry::{Mapping, ZERO};
+use crate::entry::{Mapping, Standard};
 use crate::error::Result;
 use crate::image::Image;
-use crate::layer::Layer;
-use crate::qcow2::Qcow2;
+use crate::layer::{Layer, walk};
+use crate::qcow2::{Place, Qcow2};
 
 /// Bytes of zeros that are written at a time where an entry cannot say "zero".
 const CHUNK: u64 = 1 << 20;
 
-/// What becomes of an entry: its new value, and the mapping whose references are gone.
-type Change = (u64, Option<Mapping>);
+/// What is to become of some subclusters of a guest cluster.
+struct Change {
+    /// The subclusters, a bit each.
+    touched: u32,
+    /// A backing file would show through if the entry said nothing.
+    below: bool,
+    /// Clusters may be given back: memory bounds how many wait for that.
+    may_drop: bool,
+}
+
+/// What an entry is to say, and the mapping whose references are gone.
+type Changed = (Standard, Option<Mapping>);
 
 impl Image {
     /// Makes a range read as zeros. With `unmap` its clusters are given back where whole;
@@ -30,33 +38,15 @@ impl Image {
                 raw.zero(offset, len)
             };
         };
-        let Some(whole) = self.whole_clusters(qcow2, offset, len) else {
-            return self.write_zeros(offset, len);
-        };
-        let cluster = qcow2.geometry.cluster();
-        let (start, end) = (
-            whole.start * cluster,
-            (whole.end * cluster).min(offset + len),
-        );
-        self.write_zeros(offset, start - offset)?;
-        self.write_zeros(end, offset + len - end)?;
-        if qcow2.version < 3 {
-            if unmap {
-                self.discard(start, end - start)?;
-            }
-            return self.write_zeros(start, end - start);
+        if qcow2.version >= 3 {
+            self.change_all(qcow2, offset, len, &|old, change| {
+                zeroed(old, change, unmap)
+            })?;
+        } else if unmap {
+            self.discard(offset, len)?;
         }
-        self.change_all(qcow2, whole, &|mapping, below, may_drop| match mapping {
-            Mapping::Unallocated => below.then_some((ZERO, None)),
-            Mapping::Zero { host: None, .. } => None,
-            Mapping::Zero { host: Some(_), .. } => {
-                (unmap && may_drop).then_some((ZERO, Some(mapping)))
-            }
-            Mapping::Data { host, copied: true } if !(unmap && may_drop) => {
-                Some((Mapping::data(host) | ZERO, None))
-            }
-            Mapping::Data { .. } | Mapping::Compressed(_) => Some((ZERO, Some(mapping))),
-        })
+        // What no entry can say.
+        self.write_zeros(offset, len)
     }
 
     /// The range's content is of no use any more: whole clusters are given back. They read as
@@ -70,76 +60,73 @@ impl Image {
             };
             return raw.punch(offset, len).map(drop);
         };
-        let Some(whole) = self.whole_clusters(qcow2, offset, len) else {
-            return Ok(());
-        };
         let can_zero = qcow2.version >= 3;
-        self.change_all(qcow2, whole, &|mapping, below, may_drop| match mapping {
-            Mapping::Unallocated | Mapping::Zero { host: None, .. } => None,
-            _ if below && !can_zero || !may_drop => None,
-            _ => Some((if below { ZERO } else { 0 }, Some(mapping))),
+        self.change_all(qcow2, offset, len, &|old, change| {
+            discarded(old, change, can_zero)
         })
     }
 
-    /// The clusters that lie in a range whole; the last of the disk may be a partial one.
-    fn whole_clusters(&self, qcow2: &Qcow2, offset: u64, len: u64) -> Option<Range<u64>> {
-        let geometry = qcow2.geometry;
-        let end = offset + len;
-        let last = if end == self.size() {
-            geometry.clusters(end)
-        } else {
-            geometry.index(end)
-        };
-        let whole = geometry.clusters(offset)..last;
-        (!whole.is_empty()).then_some(whole)
-    }
-
-    /// Writes zeros where the range does not read as zeros already.
+    /// Writes zeros where the tables do not say zeros already.
     fn write_zeros(&self, offset: u64, len: u64) -> Result<()> {
-        let zeros = vec![0; len.min(CHUNK) as usize];
-        let mut done = 0;
-        while done < len {
-            let part = (len - done).min(CHUNK);
-            if !self.reads_as_zeros(offset + done, part)? {
-                self.write(
-                    offset + done,
-                    zeros.get(..part as usize).unwrap_or_default(),
-                )?;
+        let (mut at, mut other) = (offset, Vec::new());
+        walk(&self.layers, offset, len, &mut |_, run| {
+            if !matches!(run.place, Place::Zero | Place::Below) {
+                other.push(at..at + run.len);
             }
-            done += part;
+            at += run.len;
+            Ok(())
+        })?;
+        let zeros = vec![0; len.min(CHUNK) as usize];
+        for range in other {
+            for at in range.clone().step_by(CHUNK as usize) {
+                let part = (range.end - at).min(CHUNK) as usize;
+                self.write(at, zeros.get(..part).unwrap_or_default())?;
+            }
         }
         Ok(())
     }
 
-    /// Changes the entries of whole clusters. `decide` gets what an entry says, whether a backing
-    /// file would show through if it said nothing, and whether clusters may be given back, which
-    /// memory bounds; `None` leaves it as it is.
+    /// Changes the entries of the subclusters that lie in a range whole; the last of the disk may
+    /// be a partial one. Where `decide` returns `None` an entry stays as it is.
     fn change_all(
         &self,
         qcow2: &Qcow2,
-        clusters: Range<u64>,
-        decide: &dyn Fn(Mapping, bool, bool) -> Option<Change>,
+        offset: u64,
+        len: u64,
+        decide: &dyn Fn(Mapping, &Change) -> Option<Changed>,
     ) -> Result<()> {
-        let geometry = qcow2.geometry;
+        let (geometry, cluster) = (qcow2.geometry, qcow2.geometry.cluster());
+        let end = offset + len;
+        let range = offset.next_multiple_of(geometry.subcluster())..if end == self.size() {
+            end.next_multiple_of(cluster)
+        } else {
+            end - end % geometry.subcluster()
+        };
         let below_size = self.layers.get(1).map_or(0, |layer| layer.size());
-        let below = |cluster: u64| cluster * geometry.cluster() < below_size;
-        let per_slice = geometry.slice() / 8;
+        let per_slice = geometry.slice() / geometry.l2_entry();
+        let clusters = geometry.index(range.start)..geometry.clusters(range.end);
         let mut at = clusters.start;
         let mut thorough = false;
-        while at < clusters.end {
+        while range.start < range.end && at < clusters.end {
             let part = at..((at / per_slice + 1) * per_slice).min(clusters.end);
-            let mut state = qcow2.lock_to_change(&part)?;
+            // Whole clusters may go, so that nobody may be filling any part of them.
+            let mut state = qcow2.lock_to_change(&(part.start * cluster..part.end * cluster))?;
             let (tables, writing) = qcow2.split(&mut state)?;
             let may_drop = writing.may_drop();
-            let (index, _) = geometry.l1_index(at * geometry.cluster());
+            let change = |of: u64| Change {
+                touched: geometry.touched(&range, of),
+                below: of * cluster < below_size,
+                may_drop,
+            };
+            let (index, _) = geometry.l1_index(at * cluster);
             // Ask first: no L2 table is made or copied for nothing.
-            let mut cluster = at;
+            let mut of = at;
             let mut wanted = false;
-            let start = at * geometry.cluster();
-            let len = (part.end * geometry.cluster()).min(self.size()) - start;
+            let start = at * cluster;
+            let len = (part.end * cluster).min(self.size()) - start;
             qcow2.mappings(tables, start, len, &mut |_, covered, mapping| {
-                wanted |= decide(mapping, below(cluster), may_drop).is_some();
-                cluster += geometry.clusters(covered);
+                wanted |= decide(mapping, &change(of)).is_some();
+                of += geometry.clusters(covered);
                 !wanted
             })?;
             if wanted {
@@ -148,13 +135,10 @@ impl Image {
                     qcow2.unblock(blocked, &mut thorough)?;
                     continue;
                 }
-                let mut cluster = at;
-                qcow2.change(tables, writing, part.clone(), &mut |old, entry| {
-                    let change = decide(old, below(cluster), may_drop);
-                    cluster += 1;
-                    let (new, gone) = change?;
-                    *entry = new;
-                    gone
+                let mut of = at;
+                qcow2.change(tables, writing, part.clone(), &mut |old| {
+                    of += 1;
+                    decide(old, &change(of - 1))
                 })?;
             }
             at = part.end;
@@ -165,4 +149,67 @@ impl Image {
         }
         Ok(())
     }
+}
+
+/// The entry of a cluster whose touched subclusters read as zeros; `None` if it stays, because it
+/// says so already, or cannot. With `unmap` the host cluster goes when nothing is left in it.
+fn zeroed(old: Mapping, change: &Change, unmap: bool) -> Option<Changed> {
+    let Mapping::Standard(standard) = old else {
+        return (change.touched == u32::MAX).then_some((Standard::ZERO, Some(old)));
+    };
+    let nonzero = if change.below {
+        !standard.zero
+    } else {
+        standard.alloc
+    };
+    let pending = nonzero & change.touched;
+    let new = Standard {
+        alloc: standard.alloc & !pending,
+        zero: standard.zero | pending,
+        ..standard
+    };
+    let shared = !standard.copied && pending != 0;
+    let leave = unmap && change.may_drop || shared;
+    finish(old, standard, new, leave)
+}
+
+/// The entry of a cluster whose touched subclusters are of no use any more; `None` if it stays.
+fn discarded(old: Mapping, change: &Change, can_zero: bool) -> Option<Changed> {
+    if change.below && !can_zero || !change.may_drop {
+        return None;
+    }
+    let Mapping::Standard(standard) = old else {
+        let zero = if change.below { u32::MAX } else { 0 };
+        let new = Standard {
+            zero,
+            ..Standard::default()
+        };
+        return (change.touched == u32::MAX).then_some((new, Some(old)));
+    };
+    standard.host?;
+    let gone = standard.alloc & change.touched;
+    let zero = if change.below {
+        standard.zero | gone
+    } else {
+        standard.zero & !change.touched
+    };
+    let new = Standard {
+        alloc: standard.alloc & !gone,
+        zero,
+        ..standard
+    };
+    finish(old, standard, new, true)
+}
+
+/// Lets the host cluster go if it may and nothing is left in it; `None` if nothing changes.
+fn finish(old: Mapping, standard: Standard, new: Standard, leave: bool) -> Option<Changed> {
+    if leave && new.alloc == 0 && new.host.is_some() {
+        let nowhere = Standard {
+            host: None,
+            copied: false,
+            ..new
+        };
+        return Some((nowhere, Some(old)));
+    }
+    (new != standard).then_some((new, None))
 }

@@ -12,10 +12,10 @@ use cowshed_qcow::{
     CreateOptions, Extent, FileStorage, Format, Image, MemoryStorage, OpenOptions, Plan, Storage,
     create,
 };
-use support::Random;
 use support::check::check;
 use support::model::{SECTOR, content};
 use support::storages::YieldingStorage;
+use support::{Random, have_qemu, qemu_img};
 
 const NAME: &str = "concurrent.qcow2";
 
@@ -34,11 +34,27 @@ fn image(storage: Arc<dyn Storage>, cluster_size: u32, base: Option<Image>) -> I
     Image::open_over(Path::new(NAME), storage, &options, base).unwrap()
 }
 
+/// An image of QEMU's with extended L2 entries, opened over `base`: subclusters of a KiB.
+fn with_subclusters(storage: Arc<dyn Storage>, base: Image) -> Image {
+    let folder = tempfile::tempdir().unwrap();
+    let options = "extended_l2=on,cluster_size=32k";
+    let args = ["create", "-q", "-f", "qcow2", "-o", options];
+    let over = ["-u", "-b", "base", "-F", "raw", NAME, "1M"];
+    qemu_img(folder.path(), &[&args[..], &over[..]].concat());
+    let bytes = std::fs::read(folder.path().join(NAME)).unwrap();
+    storage.write_at(0, &bytes).unwrap();
+    let options = OpenOptions::new(Format::Qcow2);
+    Image::open_over(Path::new(NAME), storage, &options, Some(base)).unwrap()
+}
+
 /// Threads that own every fourth sector each, so that they meet in every cluster.
 #[test]
 fn writers_of_one_cluster_do_not_disturb_each_other() {
     const THREADS: usize = 4;
-    for cluster_size in [4096, 65536] {
+    for (cluster_size, extended) in [(4096, false), (65536, false), (32768, true)] {
+        if extended && !have_qemu() {
+            continue;
+        }
         let storage = Arc::new(YieldingStorage::default());
         let base: Vec<u8> = (0..900_000_u32).map(|i| (i / 512) as u8 | 1).collect();
         let raw = OpenOptions {
@@ -47,7 +63,11 @@ fn writers_of_one_cluster_do_not_disturb_each_other() {
         };
         let below = Arc::new(MemoryStorage::new(base));
         let below = Image::open_over(Path::new("base"), below, &raw, None).unwrap();
-        let disk = image(storage.clone(), cluster_size, Some(below));
+        let disk = if extended {
+            with_subclusters(storage.clone(), below)
+        } else {
+            image(storage.clone(), cluster_size, Some(below))
+        };
         let before = content(&disk);
         let models: Vec<Vec<u8>> = std::thread::scope(|scope| {
             let (disk, before) = (&disk, &before);
@@ -173,4 +193,38 @@ fn sequential_writes_land_sequentially_and_plans_merge_them() {
         extents[..],
         [Extent::File { .. }, Extent::Zero { len: 4096 }]
     ));
+}
+
+/// A write that ends in a new subcluster does not carry the old bytes of an allocated one along:
+/// somebody may be writing there.
+#[test]
+fn a_new_subcluster_leaves_its_neighbour_alone() {
+    const SUBCLUSTER: u64 = 1024;
+    if !have_qemu() {
+        return;
+    }
+    let raw = OpenOptions {
+        read_only: true,
+        ..OpenOptions::new(Format::Raw)
+    };
+    let below = Arc::new(MemoryStorage::new(vec![1; 1 << 20]));
+    let below = Image::open_over(Path::new("base"), below, &raw, None).unwrap();
+    let disk = with_subclusters(Arc::new(YieldingStorage::default()), below);
+    for at in (0..disk.size()).step_by(2 * SUBCLUSTER as usize) {
+        disk.write(at, &[2; SUBCLUSTER as usize]).unwrap();
+        std::thread::scope(|scope| {
+            let disk = &disk;
+            scope.spawn(move || disk.write(at + 512, &[3; SUBCLUSTER as usize]).unwrap());
+            for value in 0..8 {
+                disk.write(at, &[value; 512]).unwrap();
+                let mut now = [0; 512];
+                disk.read(at, &mut now).unwrap();
+                assert!(now == [value; 512], "at {at:#x}");
+            }
+        });
+        let mut now = [0; 2048];
+        disk.read(at, &mut now).unwrap();
+        assert_eq!(now[511..513], [7, 3], "at {at:#x}");
+        assert_eq!(now[1535..1537], [3, 1], "at {at:#x}");
+    }
 }

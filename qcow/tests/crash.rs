@@ -338,6 +338,38 @@ fn crash_safe_beside_snapshots() {
     }
 }
 
+/// Clusters of 16 KiB whose subclusters have a sector each.
+#[test]
+fn crash_safe_with_subclusters() {
+    if !have_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    for (seed, base_len) in [0, 150 << 10].into_iter().enumerate() {
+        let options = "extended_l2=on,cluster_size=16k";
+        let mut args = vec!["create", "-q", "-f", "qcow2", "-o", options];
+        if base_len > 0 {
+            args.extend(["-u", "-b", "base", "-F", "raw"]);
+        }
+        args.extend(["disk", "200k"]);
+        qemu_img(folder, &args);
+        if base_len == 0 {
+            qemu_io(folder, "disk", &["write -P 5 1k 90k".into()]);
+            qemu_img(folder, &["snapshot", "-c", "one", "disk"]);
+            qemu_io(folder, "disk", &["write -P 6 4k 9k".into()]);
+        }
+        run(&Trial {
+            start: Start::Bytes(std::fs::read(folder.join("disk")).unwrap()),
+            base_len,
+            requests: 120,
+            seed: 30 + seed as u64,
+            points: 150,
+            variants: 2,
+        });
+    }
+}
+
 /// 512-byte clusters and 64-bit refcounts: one cluster of the refcount table counts 2 MiB.
 #[test]
 fn crash_safe_while_the_refcount_table_moves() {

@@ -107,6 +107,33 @@ fn scribble(size: u64, cluster: u64, zeroes: bool, seed: u64) -> Vec<String> {
 }
 
 #[test]
+fn subclusters() {
+    if !have_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let args = ["create", "-q", "-f", "qcow2", "base", "900k"];
+    qemu_img(folder, &args);
+    qemu_io(folder, "base", &["write -P 9 0 900k".into()]);
+    for bits in 14..=21 {
+        let cluster = 1 << bits;
+        let size = (cluster * 20).max(1 << 20);
+        let name = format!("{bits}.qcow2");
+        let options = format!("extended_l2=on,cluster_size={cluster}");
+        let args = ["create", "-q", "-f", "qcow2", "-o", &options];
+        let over = ["-b", "base", "-F", "qcow2", &name, &size.to_string()];
+        qemu_img(folder, &[&args[..], &over[..]].concat());
+        qemu_io(
+            folder,
+            &name,
+            &scribble(size, cluster / 8, true, u64::from(bits as u32)),
+        );
+        assert_reads_as_qemu(folder, &name);
+    }
+}
+
+#[test]
 fn every_cluster_size_and_version() {
     if !have_qemu() {
         return;

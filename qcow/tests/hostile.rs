@@ -131,7 +131,6 @@ fn refuse_never_guess() {
         (60, small(65537), "nb_snapshots"),
         (60, [small(1), large(77)].concat(), "snapshots_offset"),
         (72, large(1 << 2), "an external data file"),
-        (72, large(1 << 4), "extended L2"),
         (72, large(1 << 5), "bit 5"),
         (72, large(1 << 63), "bit 63 (a feature without a name)"),
         (72, large(1 << 3), "compression_type"),

@@ -100,6 +100,51 @@ fn large_clusters() {
 }
 
 #[test]
+fn subclusters() {
+    if !have_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let base: Vec<u8> = (0..900_000_u32).map(|i| (i / 100) as u8 | 1).collect();
+    std::fs::write(folder.join("base"), base).unwrap();
+    for (seed, (cluster, more, backed)) in [
+        ("16k", "refcount_bits=1", false),
+        ("16k", "preallocation=metadata", false),
+        ("64k", "lazy_refcounts=off", true),
+        ("16k", "compression_type=zstd", true),
+        ("2M", "refcount_bits=64", true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("{seed}");
+        let options = format!("extended_l2=on,cluster_size={cluster},{more}");
+        let mut args = vec!["create", "-q", "-f", "qcow2", "-o", &options];
+        if backed {
+            args.extend(["-b", "base", "-F", "raw"]);
+        }
+        args.extend([&*name, "1500k"]);
+        qemu_img(folder, &args);
+        exercise(folder, &name, seed as u64, 250);
+        if more == "refcount_bits=1" {
+            continue;
+        }
+        // Shared and compressed clusters leave their place whole.
+        qemu_img(folder, &["snapshot", "-c", "kept", &name]);
+        let kept = qemu_content(folder, &name, "qcow2");
+        let mut commands = vec!["write -P 3 64k 100k".into(), "write -z 300k 5k".into()];
+        if cluster != "2M" {
+            commands.extend(["discard 512k 64k".into(), "write -c -P 4 512k 64k".into()]);
+        }
+        qemu_io(folder, &name, &commands);
+        exercise(folder, &name, 100 + seed as u64, 250);
+        qemu_img(folder, &["snapshot", "-a", "kept", &name]);
+        assert!(qemu_content(folder, &name, "qcow2") == kept, "{name}");
+    }
+}
+
+#[test]
 fn overlays_that_we_made() {
     if !have_qemu() {
         return;

@@ -1,7 +1,6 @@
 //! Counting references, window by window, and holding refcounts and flags against them.
 
-use crate::addr::be64;
-use crate::entry::{self, COPIED, Compressed, Mapping};
+use crate::entry::{self, COPIED, Compressed, Entry, Mapping, Standard};
 use crate::error::{Result, Violation};
 use crate::refcount;
 
@@ -230,12 +229,10 @@ impl<'a> Count<'a> {
         let entry_bytes = geometry.l2_entry() as usize;
         let mut next = None;
         for (index, bytes) in bytes.chunks_exact(entry_bytes).enumerate() {
-            let value = be64(bytes, 0);
-            if value == 0 {
-                continue;
-            }
+            let entry = Entry::read(bytes);
+            let value = entry.descriptor;
             let at = table.offset + (index * entry_bytes) as u64;
-            let mapping = Mapping::decode(value, version, geometry);
+            let mapping = Mapping::decode(entry, version, geometry);
             if self.first {
                 self.entry(findings, at, value, &mapping);
                 if active {
@@ -243,13 +240,10 @@ impl<'a> Count<'a> {
                 }
             }
             let (offset, len) = match mapping {
-                Ok(Mapping::Unallocated | Mapping::Zero { host: None, .. }) => continue,
-                Ok(
-                    Mapping::Data { host, .. }
-                    | Mapping::Zero {
-                        host: Some(host), ..
-                    },
-                ) => (host, geometry.cluster()),
+                Ok(Mapping::Standard(Standard { host: None, .. })) => continue,
+                Ok(Mapping::Standard(Standard {
+                    host: Some(host), ..
+                })) => (host, geometry.cluster()),
                 Ok(Mapping::Compressed(Compressed { offset, len })) => (offset, len),
                 // What its other bits may mean, this is in use.
                 Err(_) => (value & entry::OFFSET, geometry.cluster()),
@@ -271,7 +265,7 @@ impl<'a> Count<'a> {
                     });
                 }
             }
-            let flagged = matches!(mapping, Ok(Mapping::Data { .. } | Mapping::Zero { .. }));
+            let flagged = matches!(mapping, Ok(Mapping::Standard(_)));
             if active
                 && flagged
                 && let Some(stored) = self.stored(geometry.index(offset))
@@ -297,13 +291,10 @@ impl<'a> Count<'a> {
                 });
                 return;
             }
-            Ok(Mapping::Unallocated | Mapping::Zero { host: None, .. }) => return,
-            Ok(
-                Mapping::Data { host, .. }
-                | Mapping::Zero {
-                    host: Some(host), ..
-                },
-            ) => (*host, cluster),
+            Ok(Mapping::Standard(Standard { host: None, .. })) => return,
+            Ok(Mapping::Standard(Standard {
+                host: Some(host), ..
+            })) => (*host, cluster),
             Ok(Mapping::Compressed(Compressed { offset, len })) => {
                 if value & COPIED != 0 {
                     let expected = "COPIED never set for a compressed cluster";
@@ -363,12 +354,9 @@ fn tally(
             // Compressed clusters are fragments by nature.
             report.fragmented_clusters += 1;
         }
-        Ok(
-            Mapping::Data { host, .. }
-            | Mapping::Zero {
-                host: Some(host), ..
-            },
-        ) => {
+        Ok(Mapping::Standard(Standard {
+            host: Some(host), ..
+        })) => {
             report.allocated_clusters += 1;
             report.fragmented_clusters += u64::from(next.is_some_and(|next| next != *host));
             *next = host.checked_add(cluster);

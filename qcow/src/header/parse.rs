@@ -94,6 +94,14 @@ fn parse(bytes: &[u8], geometry: Geometry, file_len: u64) -> Result<Header, Refu
     let incompatible = on_v3(be64(bytes, 72));
     let autoclear = on_v3(be64(bytes, 88));
     features(incompatible, &extensions)?;
+    let geometry = if incompatible & EXTENDED_L2 == 0 {
+        geometry
+    } else {
+        geometry.extended().ok_or_else(|| {
+            let (bits, expected) = (geometry.cluster_bits(), "14 to 21 with extended L2 entries");
+            Violation::new("cluster_bits", 20, bits, expected)
+        })?
+    };
     encryption(be32(bytes, 32))?;
     let compression = compression(bytes, length, incompatible)?;
     let refcount_order = if v3 { be32(bytes, 96) } else { 4 };
@@ -252,12 +260,6 @@ fn features(incompatible: u64, extensions: &Extensions) -> Result<(), Refusal> {
         return unsupported(
             "an external data file".into(),
             "convert the image with `qemu-img convert -O qcow2`",
-        );
-    }
-    if incompatible & EXTENDED_L2 != 0 {
-        return unsupported(
-            "extended L2 entries (subclusters)".into(),
-            "convert the image with `qemu-img convert -O qcow2 -o extended_l2=off`",
         );
     }
     let known = DIRTY | CORRUPT | DATA_FILE | COMPRESSION_TYPE | EXTENDED_L2;

@@ -39,6 +39,8 @@ pub fn check(image: &[u8]) -> Report {
     let cluster = 1_u64 << bits;
     let v3 = bytes.u32(4) == 3;
     let order = if v3 { bytes.u32(96) } else { 4 };
+    let extended = v3 && bytes.u64(72) & 1 << 4 != 0;
+    let width = if extended { 16 } else { 8 };
     let mut references: HashMap<u64, u64> = HashMap::new();
     let mut count = |offset: u64, len: u64| {
         for c in offset / cluster..(offset + len).div_ceil(cluster) {
@@ -91,8 +93,8 @@ pub fn check(image: &[u8]) -> Report {
             if tree == 0 {
                 copied.push((l2 / cluster, entry >> 63 == 1, "L2 table"));
             }
-            for j in 0..cluster / 8 {
-                let entry = bytes.u64(l2 + j * 8);
+            for j in 0..cluster / width {
+                let entry = bytes.u64(l2 + j * width);
                 if entry >> 62 & 1 == 1 {
                     let split = 62 - (bits - 8);
                     let offset = entry & ((1 << split) - 1);
@@ -102,6 +104,18 @@ pub fn check(image: &[u8]) -> Report {
                     continue;
                 }
                 let host = entry & OFFSET;
+                if extended {
+                    let (zero, alloc) = (
+                        bytes.u32(l2 + j * width + 8),
+                        bytes.u32(l2 + j * width + 12),
+                    );
+                    if zero & alloc != 0 || host == 0 && alloc != 0 {
+                        let bits = format!("zero {zero:#x}, allocated {alloc:#x}");
+                        report
+                            .corruptions
+                            .push(format!("L2 entry {j} of {l2:#x}: {entry:#x}, {bits}"));
+                    }
+                }
                 if host == 0 {
                     continue;
                 }
