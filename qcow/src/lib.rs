@@ -81,6 +81,7 @@ mod prepare;
 mod qcow2;
 mod refcount;
 pub mod storage;
+mod way;
 mod write;
 mod writing;
 mod zero;

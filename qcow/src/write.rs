@@ -7,8 +7,9 @@ use crate::image::Image;
 use crate::layer::{Layer, walk};
 use crate::pin::Pin;
 use crate::plan::{self, Extent, Plan};
-use crate::prepare::{Prepared, Step, Way, way};
+use crate::prepare::{Prepared, Step};
 use crate::qcow2::{Place, Qcow2};
+use crate::way::{Way, way};
 
 impl Image {
     /// Where `len` bytes at `offset` can be overwritten in place: all of them must lie in clusters
