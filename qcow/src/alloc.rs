@@ -11,7 +11,7 @@ use crate::writing::Writing;
 const SEARCH_SLICES: usize = 64;
 
 /// Entries have room for offsets of 56 bits.
-const MAX_HOST_OFFSET: u64 = 1 << 56;
+pub(crate) const MAX_HOST_OFFSET: u64 = 1 << 56;
 
 /// Clusters that were just allocated.
 #[derive(Clone, Debug, PartialEq, Eq)]

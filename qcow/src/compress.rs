@@ -8,18 +8,21 @@ use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 /// Largest zstd window, as a power of two: what QEMU's decoder takes, 128 MiB.
 const WINDOW_LOG_MAX: u32 = 27;
 
-/// The compression type of an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Method {
+/// How an image's compressed clusters are made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compression {
+    /// Raw deflate, which every reader of the format knows.
+    #[default]
     Zlib,
+    /// Zstandard: version 3 only.
     Zstd,
 }
 
 /// Fills `cluster` from `stream`, which may go on after the cluster's end.
-pub(crate) fn decompress(method: Method, stream: &[u8], cluster: &mut [u8]) -> io::Result<()> {
+pub(crate) fn decompress(method: Compression, stream: &[u8], cluster: &mut [u8]) -> io::Result<()> {
     match method {
-        Method::Zlib => inflate(stream, cluster),
-        Method::Zstd => unzstd(stream, cluster),
+        Compression::Zlib => inflate(stream, cluster),
+        Compression::Zstd => unzstd(stream, cluster),
     }
 }
 

@@ -1,60 +1,107 @@
 //! Making a new image.
 
+mod layout;
+mod options;
+
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::addr::Geometry;
 use crate::chain::Format;
-use crate::compress::Method;
+use crate::compress::Compression;
 use crate::error::{Error, Result};
-use crate::extension::{BACKING_FORMAT, Extensions};
-use crate::header::{Header, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES};
+use crate::extension::{BACKING_FORMAT, DATA_FILE_NAME, Extensions};
+use crate::header::{COMPRESSION_TYPE, DATA_FILE, EXTENDED_L2, Header, LAZY_REFCOUNTS, RAW_DATA};
 use crate::host::Host;
 use crate::image::Backing;
-use crate::refcount;
 use crate::storage::Storage;
+use layout::Layout;
 
-/// What a new image is to be. It is always version 3.
+/// What a new image is to be.
 #[derive(Clone, Debug)]
 pub struct CreateOptions {
     /// Size of the disk in bytes, a multiple of 512. It may be larger than the backing file's:
-    /// what lies past that reads as zeros.
+    /// what lies past that reads as zeros. It may be smaller: the rest is hidden.
     pub size: u64,
+    /// Version of the format: 2 (which QEMU calls `compat=0.10`) or 3 (`compat=1.1`).
+    pub version: u32,
     /// Bytes in a cluster: a power of two from 512 to 2 MiB.
     pub cluster_size: u32,
-    /// Width of a refcount: 1, 2, 4, 8, 16, 32 or 64.
+    /// Width of a refcount: 1, 2, 4, 8, 16, 32 or 64. Version 2 has 16 only.
     pub refcount_bits: u32,
+    /// How clusters are compressed that are written so. Version 2 has zlib only.
+    pub compression: Compression,
+    /// Writers may let refcounts be wrong while the image is open, and say so by its dirty bit.
+    /// Version 3 only. This crate keeps them right in any case.
+    pub lazy_refcounts: bool,
+    /// Clusters of 32 parts that are allocated apart: version 3 only, with clusters of at least
+    /// 16 KiB.
+    pub extended_l2: bool,
+    /// What is allocated from the beginning. Over a backing file there can be none, but with
+    /// `extended_l2`.
+    pub preallocation: Preallocation,
     /// Name and format of the backing file, as they are to be recorded.
     pub backing: Option<(String, Format)>,
+    /// A file of its own for the guest's data: version 3 only.
+    pub data_file: Option<DataFile>,
+}
+
+/// What a new image has allocated from the beginning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Preallocation {
+    /// Nothing: the file grows as data is written.
+    #[default]
+    Off,
+    /// Each cluster has its place. The file is as long as it will be, of holes.
+    Metadata,
+    /// The same, and the host has reserved the space.
+    Falloc,
+    /// The same, and zeros were written there.
+    Full,
+}
+
+/// A file of its own for the guest's data. The image has the tables.
+#[derive(Clone)]
+pub struct DataFile {
+    /// Its name as it is to be recorded, relative to the image's folder.
+    pub name: String,
+    /// It is to be a valid raw image at all times, which excludes a backing file. Each cluster
+    /// has its place from the beginning, as with [`Preallocation::Metadata`].
+    pub raw: bool,
+    /// The file itself. Its content is replaced by zeros of the disk's size.
+    pub storage: Arc<dyn Storage>,
+}
+
+impl std::fmt::Debug for DataFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DataFile")
+            .field("name", &self.name)
+            .field("raw", &self.raw)
+            .finish_non_exhaustive()
+    }
 }
 
 impl CreateOptions {
-    /// 64 KiB clusters, 16-bit refcounts, no backing file.
+    /// Version 3, 64 KiB clusters, 16-bit refcounts, zlib, nothing allocated, no other file.
     pub fn new(size: u64) -> Self {
         CreateOptions {
             size,
+            version: 3,
             cluster_size: 65536,
             refcount_bits: 16,
+            compression: Compression::Zlib,
+            lazy_refcounts: false,
+            extended_l2: false,
+            preallocation: Preallocation::Off,
             backing: None,
+            data_file: None,
         }
     }
 }
 
-/// Where things are in a new image, in clusters. The header is cluster 0.
-struct Layout {
-    table: u64,
-    blocks: u64,
-    l1: u64,
-}
-
-impl Layout {
-    fn clusters(&self) -> u64 {
-        1 + self.table + self.blocks + self.l1
-    }
-}
-
-/// Writes an empty image to `storage`, known as `path` in messages, whose content is replaced, and
-/// makes it durable. The header comes last: a crash leaves a file that is no image at all.
+/// Writes a new image to `storage`, known as `path` in messages, whose content is replaced, and
+/// makes it durable. The disk reads as zeros, or as its backing file. The header comes last: a
+/// crash leaves a file that is no image at all. Memory is bounded whatever the size.
 pub fn create(path: &Path, storage: Arc<dyn Storage>, options: &CreateOptions) -> Result<()> {
     let host = Host {
         path: path.to_owned(),
@@ -64,127 +111,97 @@ pub fn create(path: &Path, storage: Arc<dyn Storage>, options: &CreateOptions) -
         file: path.to_owned(),
         reason,
     };
-    let geometry = options
-        .cluster_size
-        .is_power_of_two()
-        .then(|| Geometry::new(options.cluster_size.trailing_zeros()))
-        .flatten()
-        .ok_or_else(|| {
-            wrong(format!(
-                "the cluster size is {}, it can be a power of two from 512 to 2 MiB",
-                options.cluster_size
-            ))
-        })?;
-    if !options.refcount_bits.is_power_of_two() || options.refcount_bits > 64 {
-        let bits = options.refcount_bits;
-        return Err(wrong(format!(
-            "refcounts of {bits} bits: it can be 1, 2, 4, 8, 16, 32 or 64"
-        )));
-    }
-    let order = options.refcount_bits.trailing_zeros();
-    let cluster = geometry.cluster();
-    if options.size > i64::MAX as u64 || !options.size.is_multiple_of(512) {
-        return Err(wrong(format!(
-            "the size {} is no multiple of 512",
-            options.size
-        )));
-    }
-    // A table without an entry would have no place.
-    let l1_entries = geometry.l1_entries(options.size).max(1);
-    if l1_entries * 8 > MAX_L1_BYTES {
-        let most = MAX_L1_BYTES / 8 * geometry.l2_entries() * cluster;
-        return Err(wrong(format!(
-            "clusters of {cluster} bytes reach {most} bytes, no more"
-        )));
-    }
-    let layout = layout(geometry, order, l1_entries)
-        .ok_or_else(|| wrong("the refcount table would be too large".into()))?;
-    if let Some((name, _)) = &options.backing
-        && name.is_empty()
-    {
-        return Err(wrong("the backing file has no name".into()));
-    }
-    let mut header = header(geometry, order, options, l1_entries, &layout);
+    let geometry = options.geometry().map_err(wrong)?;
+    options.check().map_err(wrong)?;
+    let layout = Layout::new(geometry, options).map_err(wrong)?;
+    let mut header = header(geometry, options, &layout);
     let bytes = header.encode().map_err(wrong)?;
 
     host.set_len(0)?;
-    host.set_len(layout.clusters() * cluster)?;
-    let per_block = (cluster * 8) >> order;
-    let mut table = Vec::new();
-    for index in 0..layout.blocks {
-        let at = (1 + layout.table + index) * cluster;
-        let mut block = vec![0; cluster as usize];
-        let used = layout
-            .clusters()
-            .saturating_sub(index * per_block)
-            .min(per_block);
-        for i in 0..used {
-            refcount::set(&mut block, i, order, 1);
+    host.set_len(layout.file_len())?;
+    layout.write_tables(&host)?;
+    let (data, place) = match &options.data_file {
+        None => (host.clone(), layout.data()),
+        Some(file) => {
+            let data = Host {
+                path: path.with_file_name(&file.name),
+                storage: Arc::clone(&file.storage),
+            };
+            data.set_len(0)?;
+            data.set_len(options.size)?;
+            (data, 0..options.size)
         }
-        host.write(at, &block)?;
-        table.extend(at.to_be_bytes());
+    };
+    match options.preallocation {
+        Preallocation::Off | Preallocation::Metadata => {}
+        Preallocation::Falloc if data.allocate(place.start, place.end - place.start)? => {}
+        Preallocation::Falloc | Preallocation::Full => write_zeros(&data, place)?,
     }
-    host.write(cluster, &table)?;
+    if options.data_file.is_some() {
+        data.sync()?;
+    }
     host.sync()?;
     host.write(0, &bytes)?;
     host.sync()
 }
 
-/// How many clusters the refcount table and blocks take that count everything, themselves too.
-fn layout(geometry: Geometry, order: u32, l1_entries: u64) -> Option<Layout> {
-    let per_block = (geometry.cluster() * 8) >> order;
-    let l1 = geometry.clusters(l1_entries * 8);
-    let mut layout = Layout {
-        table: 1,
-        blocks: 1,
-        l1,
-    };
-    loop {
-        let blocks = layout.clusters().div_ceil(per_block);
-        let table = blocks.div_ceil(geometry.table_entries());
-        if table * geometry.cluster() > MAX_REFCOUNT_TABLE_BYTES {
-            return None;
-        }
-        if blocks <= layout.blocks && table <= layout.table {
-            return Some(layout);
-        }
-        (layout.blocks, layout.table) = (blocks.max(layout.blocks), table.max(layout.table));
+/// Writes zeros, so that the host has bytes there and no holes.
+fn write_zeros(host: &Host, mut place: std::ops::Range<u64>) -> Result<()> {
+    let zeros = vec![0; 1 << 20];
+    while !place.is_empty() {
+        let part = (place.end - place.start).min(zeros.len() as u64);
+        host.write(place.start, zeros.get(..part as usize).unwrap_or_default())?;
+        place.start += part;
     }
+    Ok(())
 }
 
 /// The header of a new image.
-fn header(
-    geometry: Geometry,
-    order: u32,
-    options: &CreateOptions,
-    l1_entries: u64,
-    layout: &Layout,
-) -> Header {
+fn header(geometry: Geometry, options: &CreateOptions, layout: &Layout) -> Header {
     let mut extensions = Extensions::default();
+    let (mut incompatible, mut autoclear) = (0, 0);
+    if let Some(data_file) = &options.data_file {
+        extensions.set(DATA_FILE_NAME, Some(data_file.name.clone().into()));
+        incompatible |= DATA_FILE;
+        autoclear |= if data_file.raw { RAW_DATA } else { 0 };
+    }
+    if options.extended_l2 {
+        incompatible |= EXTENDED_L2;
+    }
+    if options.compression != Compression::Zlib {
+        incompatible |= COMPRESSION_TYPE;
+    }
     let backing = options.backing.clone().map(|(name, format)| {
         extensions.set(BACKING_FORMAT, Some(format.name().into()));
         let format = Some(format);
         Backing { name, format }
     });
-    let cluster = geometry.cluster();
     Header {
-        version: 3,
+        version: options.version,
         geometry,
         size: options.size,
-        l1_offset: (1 + layout.table + layout.blocks) * cluster,
-        l1_entries: l1_entries as usize,
-        refcount_table_offset: cluster,
+        l1_offset: layout.l1(),
+        l1_entries: layout.l1_entries as usize,
+        refcount_table_offset: layout.refcount_table(),
         refcount_table_clusters: layout.table,
-        refcount_order: order,
+        refcount_order: options.refcount_bits.trailing_zeros(),
         snapshots: 0,
         snapshots_offset: 0,
-        incompatible: 0,
-        compatible: 0,
-        autoclear: 0,
-        compression: Method::Zlib,
+        incompatible,
+        compatible: if options.lazy_refcounts {
+            LAZY_REFCOUNTS
+        } else {
+            0
+        },
+        autoclear,
+        compression: options.compression,
         backing,
         name_offset: 0,
-        tail: vec![0; 8],
+        tail: if options.version >= 3 {
+            vec![0; 8]
+        } else {
+            Vec::new()
+        },
         extensions,
     }
 }

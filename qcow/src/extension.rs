@@ -6,6 +6,7 @@ use crate::error::Violation;
 const END: u32 = 0;
 pub(crate) const BACKING_FORMAT: u32 = 0xe279_2aca;
 const FEATURE_NAMES: u32 = 0x6803_f857;
+pub(crate) const DATA_FILE_NAME: u32 = 0x4441_5441;
 pub(crate) const BITMAPS: u32 = 0x2385_2875;
 
 /// Bytes in an entry of the feature name table: type, bit, name.

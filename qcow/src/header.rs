@@ -5,7 +5,7 @@ mod parse;
 
 use crate::addr::Geometry;
 use crate::chain::Format;
-use crate::compress::Method;
+use crate::compress::Compression;
 use crate::extension::Extensions;
 use crate::image::Backing;
 
@@ -15,9 +15,17 @@ pub(crate) use parse::read;
 pub(crate) const DIRTY: u64 = 1 << 0;
 /// Bit 1: not to be written.
 pub(crate) const CORRUPT: u64 = 1 << 1;
-const DATA_FILE: u64 = 1 << 2;
-const COMPRESSION_TYPE: u64 = 1 << 3;
-const EXTENDED_L2: u64 = 1 << 4;
+/// Bit 2: the guest's data is in a file of its own.
+pub(crate) const DATA_FILE: u64 = 1 << 2;
+/// Bit 3: clusters are compressed by other than zlib.
+pub(crate) const COMPRESSION_TYPE: u64 = 1 << 3;
+/// Bit 4: L2 entries have 16 bytes and say which subclusters are there.
+pub(crate) const EXTENDED_L2: u64 = 1 << 4;
+
+/// Bit 0 of the compatible features: writers may postpone refcounts.
+pub(crate) const LAZY_REFCOUNTS: u64 = 1 << 0;
+/// Bit 1 of the autoclear features: the data file is a valid raw image.
+pub(crate) const RAW_DATA: u64 = 1 << 1;
 
 /// Largest L1 table in bytes.
 pub(crate) const MAX_L1_BYTES: u64 = 32 << 20;
@@ -49,7 +57,7 @@ pub(crate) struct Header {
     pub(crate) incompatible: u64,
     pub(crate) compatible: u64,
     pub(crate) autoclear: u64,
-    pub(crate) compression: Method,
+    pub(crate) compression: Compression,
     pub(crate) backing: Option<Backing>,
     /// Where in the first cluster the backing file's name is; 0 if there is none.
     pub(crate) name_offset: u64,

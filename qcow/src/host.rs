@@ -57,6 +57,21 @@ impl Host {
         }
     }
 
+    /// Reserves a range's space, or says that the host cannot.
+    pub(crate) fn allocate(&self, offset: u64, len: u64) -> Result<bool> {
+        if len == 0 {
+            return Ok(true);
+        }
+        match self.storage.allocate(offset, len) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(false),
+            Err(error) => {
+                let action = || format!("reserve {len} bytes at {offset:#x} of");
+                Err(Error::io(&self.path, action)(error))
+            }
+        }
+    }
+
     pub(crate) fn sync(&self) -> Result<()> {
         self.storage
             .sync()

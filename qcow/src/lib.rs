@@ -90,7 +90,8 @@ use std::io;
 
 pub use chain::{Format, Opener, ReferencePolicy};
 pub use check::{CheckOptions, CheckReport, Finding, Problem, check};
-pub use create::{CreateOptions, create};
+pub use compress::Compression;
+pub use create::{CreateOptions, DataFile, Preallocation, create};
 pub use error::{Error, Result, Violation};
 pub use image::{Backing, Image};
 pub use options::OpenOptions;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use crate::addr::{Geometry, be64};
 use crate::cache::Cache;
 use crate::chain::Budget;
-use crate::compress::Method;
+use crate::compress::Compression;
 use crate::data::Data;
 use crate::entry::{self, Compressed, Content, Entry, Mapping};
 use crate::error::{Error, Result, Violation};
@@ -23,7 +23,7 @@ pub(crate) struct Qcow2 {
     pub(crate) data: Data,
     pub(crate) version: u32,
     pub(crate) geometry: Geometry,
-    pub(crate) compression: Method,
+    pub(crate) compression: Compression,
     /// Size of the disk in bytes; changed under the lock only.
     size: AtomicU64,
     pub(crate) writable: bool,

@@ -39,6 +39,16 @@ pub trait Storage: Send + Sync {
     fn len(&self) -> io::Result<u64>;
     /// Cuts or grows (with zeros) to `len` bytes.
     fn set_len(&self, len: u64) -> io::Result<()>;
+    /// Reserves the host's space for a range, so that writes there do not fail for want of it, and
+    /// grows the storage if needed; the content stays. Fails with [`io::ErrorKind::Unsupported`]
+    /// where the host cannot. A storage that has no holes only grows.
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        let end = offset.saturating_add(len);
+        if self.len()? < end {
+            self.set_len(end)?;
+        }
+        Ok(())
+    }
     /// Bytes that the host keeps for it: less than the length where it has holes.
     fn allocated(&self) -> io::Result<u64> {
         self.len()

@@ -247,10 +247,10 @@ fn assert_qemu_finds_leaks_at_most(bytes: &[u8], what: &str) {
 fn overlay(size: u64, cluster_size: u32, refcount_bits: u32) -> CreateOptions {
     let backing = Some(("base".into(), Format::Raw));
     CreateOptions {
-        size,
         cluster_size,
         refcount_bits,
         backing,
+        ..CreateOptions::new(size)
     }
 }
 

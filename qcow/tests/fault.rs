@@ -34,10 +34,9 @@ fn with_fault(n: i64, kind: ErrorKind) -> bool {
     });
     let backing = Some(("base".into(), Format::Raw));
     let options = CreateOptions {
-        size: 96 << 10,
         cluster_size: 512,
-        refcount_bits: 16,
         backing,
+        ..CreateOptions::new(96 << 10)
     };
     create(Path::new(NAME), storage.clone(), &options).unwrap();
     let open = || {

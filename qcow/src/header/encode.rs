@@ -1,7 +1,7 @@
 //! Writing the header: what is not known is written as it was read.
 
 use super::{Header, MAX_BACKING_NAME, V3_LENGTH};
-use crate::compress::Method;
+use crate::compress::Compression;
 use crate::error::{Error, Result};
 use crate::host::Host;
 
@@ -34,8 +34,8 @@ impl Header {
             bytes.extend(&self.tail);
             if let Some(compression) = bytes.get_mut(V3_LENGTH) {
                 *compression = match self.compression {
-                    Method::Zlib => 0,
-                    Method::Zstd => 1,
+                    Compression::Zlib => 0,
+                    Compression::Zstd => 1,
                 };
             }
         }

@@ -6,7 +6,7 @@ use super::{
     backing_format,
 };
 use crate::addr::{CLUSTER_BITS, Geometry, be32, be64};
-use crate::compress::Method;
+use crate::compress::Compression;
 use crate::error::{Error, Result, Violation};
 use crate::extension::Extensions;
 use crate::host::Host;
@@ -291,15 +291,15 @@ fn encryption(method: u32) -> Result<(), Refusal> {
     })
 }
 
-fn compression(bytes: &[u8], length: usize, incompatible: u64) -> Result<Method, Refusal> {
+fn compression(bytes: &[u8], length: usize, incompatible: u64) -> Result<Compression, Refusal> {
     let kind = if length > V3_LENGTH {
         bytes.get(104).copied().unwrap_or(0)
     } else {
         0
     };
     match (kind, incompatible & COMPRESSION_TYPE != 0) {
-        (0, false) => Ok(Method::Zlib),
-        (1, true) => Ok(Method::Zstd),
+        (0, false) => Ok(Compression::Zlib),
+        (1, true) => Ok(Compression::Zstd),
         (0 | 1, _) => {
             let expected = "0 without and 1 with the incompatible feature bit 3";
             Err(Violation::new("compression_type", 104, kind, expected).into())

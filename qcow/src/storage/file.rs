@@ -56,6 +56,14 @@ fn unsupported(errno: Errno) -> bool {
     errno == Errno::OPNOTSUPP || errno == Errno::NOSYS || errno == Errno::NODEV
 }
 
+fn error(errno: Errno) -> io::Error {
+    if unsupported(errno) {
+        io::ErrorKind::Unsupported.into()
+    } else {
+        errno.into()
+    }
+}
+
 impl Storage for FileStorage {
     fn read_at(&self, mut offset: u64, mut buf: &mut [u8]) -> io::Result<()> {
         while !buf.is_empty() {
@@ -101,13 +109,11 @@ impl Storage for FileStorage {
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        fallocate(&self.file, flags, offset, len).map_err(|errno| {
-            if unsupported(errno) {
-                io::ErrorKind::Unsupported.into()
-            } else {
-                errno.into()
-            }
-        })
+        fallocate(&self.file, flags, offset, len).map_err(error)
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        fallocate(&self.file, FallocateFlags::empty(), offset, len).map_err(error)
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
-use cowshed_qcow::{FileStorage, Opener, Storage};
+use cowshed_qcow::{CreateOptions, FileStorage, Opener, Storage, create};
 
 /// Opens files, locks nothing, and remembers what was opened for writing.
 #[derive(Default)]
@@ -83,6 +83,22 @@ pub fn qemu_content(folder: &Path, image: &str, format: &str) -> Vec<u8> {
     let content = std::fs::read(folder.join("content.raw")).unwrap();
     std::fs::remove_file(folder.join("content.raw")).unwrap();
     content
+}
+
+/// A new file, which must not be there yet.
+pub fn new_file(path: &Path) -> Arc<FileStorage> {
+    let options = FileOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .clone();
+    Arc::new(FileStorage::new(options.open(path).unwrap()))
+}
+
+/// A new image in a new file.
+pub fn make(folder: &Path, name: &str, options: &CreateOptions) {
+    let path = folder.join(name);
+    create(&path, new_file(&path), options).unwrap();
 }
 
 /// A small, seeded generator: the suites' choices are the same in each run.
