@@ -1,6 +1,7 @@
 //! A storage with its name, so that every failed call says where it failed.
 
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -82,6 +83,14 @@ impl Host {
         self.storage
             .len()
             .map_err(Error::io(&self.path, || "get the length of".into()))
+    }
+
+    pub(crate) fn next_data(&self, offset: u64) -> Result<Option<Range<u64>>> {
+        self.storage
+            .next_data(offset)
+            .map_err(Error::io(&self.path, || {
+                format!("find data from {offset:#x} on in")
+            }))
     }
 
     pub(crate) fn set_len(&self, len: u64) -> Result<()> {

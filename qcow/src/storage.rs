@@ -4,6 +4,7 @@ mod file;
 mod memory;
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
 pub use file::FileStorage;
@@ -52,6 +53,12 @@ pub trait Storage: Send + Sync {
     /// Bytes that the host keeps for it: less than the length where it has holes.
     fn allocated(&self) -> io::Result<u64> {
         self.len()
+    }
+    /// The first run of bytes at or past `offset` that is kept, `None` if there is no more: what
+    /// lies before it is a hole, and reads as zeros.
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let len = self.len()?;
+        Ok((offset < len).then_some(offset..len))
     }
     /// The file, if it is one: extents of a plan can then be read and written through it.
     fn file(&self) -> Option<BorrowedFd<'_>> {

@@ -2,11 +2,12 @@
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::sync::OnceLock;
 
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, fallocate, seek};
 use rustix::io::Errno;
 
 use super::{Identity, Storage};
@@ -144,6 +145,23 @@ impl Storage for FileStorage {
 
     fn allocated(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.blocks().saturating_mul(512))
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        // Nothing here uses the file's position, so that moving it is harmless.
+        match seek(&self.file, rustix::fs::SeekFrom::Data(offset)) {
+            Ok(start) => {
+                let end = seek(&self.file, rustix::fs::SeekFrom::Hole(start))?;
+                Ok(Some(start..end))
+            }
+            Err(Errno::NXIO) => Ok(None),
+            // A block device, or a file system that does not know: all of it is data.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => {
+                let len = self.len()?;
+                Ok((offset < len).then_some(offset..len))
+            }
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     fn file(&self) -> Option<BorrowedFd<'_>> {

@@ -1,0 +1,139 @@
+//! Where a disk's bytes are, in words: which file of the chain, which place, zeros or not.
+
+use crate::error::Result;
+use crate::image::Image;
+use crate::layer::{Layer, walk};
+use crate::qcow2::Place;
+
+/// Clusters that are looked up at a time, a bound on memory.
+const STEP_CLUSTERS: u64 = 1 << 16;
+
+/// A run of the disk that is all in one place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapEntry {
+    /// First byte on the disk.
+    pub start: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// The file of the chain that says what is here, 0 for the top; if none does, the last that
+    /// was long enough to be asked.
+    pub depth: usize,
+    /// A file of the chain has it. What none has reads as zeros.
+    pub present: bool,
+    /// It reads as zeros, and the tables, or holes in a raw file, say so.
+    pub zero: bool,
+    /// Bytes are kept for it.
+    pub data: bool,
+    /// They are compressed.
+    pub compressed: bool,
+    /// Their place in that file, unless they are compressed or are not kept as they are read.
+    pub offset: Option<u64>,
+}
+
+impl MapEntry {
+    /// Lengthens it by what follows, if that is more of the same.
+    fn join(&mut self, next: &MapEntry) -> bool {
+        let same = MapEntry {
+            start: next.start,
+            len: next.len,
+            offset: next.offset,
+            ..*self
+        };
+        let goes_on = self.offset.map(|offset| offset + self.len) == next.offset;
+        if same != *next || !goes_on {
+            return false;
+        }
+        self.len += next.len;
+        true
+    }
+}
+
+impl Image {
+    /// Visits where `len` bytes at `offset` are, in order, neighbours joined. Writes meanwhile may
+    /// or may not be seen.
+    ///
+    /// # Errors
+    /// The range is not on the disk, a table cannot be read, or `visit` says so.
+    pub fn map(
+        &self,
+        offset: u64,
+        len: u64,
+        visit: &mut dyn FnMut(MapEntry) -> Result<()>,
+    ) -> Result<()> {
+        self.check_range(offset, len)?;
+        let step = u64::from(self.cluster_size()) * STEP_CLUSTERS;
+        let mut last: Option<MapEntry> = None;
+        let mut add = |next: MapEntry| {
+            if last.as_mut().is_some_and(|last| last.join(&next)) {
+                return Ok(());
+            }
+            last.replace(next).map_or(Ok(()), &mut *visit)
+        };
+        for start in (offset..offset + len).step_by(step as usize) {
+            let mut at = start;
+            walk(
+                &self.layers,
+                start,
+                step.min(offset + len - start),
+                &mut |depth, run| {
+                    let entry = self.describe(at, run.len, depth, run.place);
+                    at += run.len;
+                    match self.layers.get(depth) {
+                        Some(raw @ Layer::Raw(_)) if entry.data => split(raw, entry, &mut add),
+                        _ => add(entry),
+                    }
+                },
+            )?;
+        }
+        last.map_or(Ok(()), visit)
+    }
+
+    fn describe(&self, start: u64, len: u64, depth: usize, place: Place) -> MapEntry {
+        // What a layer is too short for, or what there is no layer for: the one above says so.
+        let size = self.layers.get(depth).map_or(0, Layer::size);
+        let present = start < size;
+        let offset = match place {
+            Place::Data(offset) => Some(offset),
+            _ => None,
+        };
+        MapEntry {
+            start,
+            len,
+            depth: if present {
+                depth
+            } else {
+                depth.saturating_sub(1)
+            },
+            present,
+            zero: matches!(place, Place::Zero | Place::Below),
+            data: matches!(place, Place::Data(_) | Place::Compressed(..)),
+            compressed: matches!(place, Place::Compressed(..)),
+            offset,
+        }
+    }
+}
+
+/// Finds the holes in a run of a raw file.
+fn split(raw: &Layer, entry: MapEntry, add: &mut dyn FnMut(MapEntry) -> Result<()>) -> Result<()> {
+    let (mut at, end) = (entry.start, entry.start + entry.len);
+    let mut part = |from: u64, to: u64, data: bool| {
+        let empty = from == to;
+        let entry = MapEntry {
+            start: from,
+            len: to - from,
+            zero: !data,
+            data,
+            offset: Some(from),
+            ..entry
+        };
+        if empty { Ok(()) } else { add(entry) }
+    };
+    while at < end {
+        let data = raw.host().next_data(at)?.unwrap_or(end..end);
+        let (from, to) = (data.start.min(end), data.end.min(end));
+        part(at, from, false)?;
+        part(from, to, true)?;
+        at = to;
+    }
+    Ok(())
+}
