@@ -300,7 +300,9 @@ fn sectors(table: &[u64], offset: u64, dirty: &BTreeSet<u64>) -> Pieces {
 
 impl Drop for Qcow2 {
     fn drop(&mut self) {
+        // After a panic a flush may be under way for good, and nothing is known to be whole.
         if self.writable
+            && !std::thread::panicking()
             && !self.is_clean()
             && let Err(error) = self.flush()
         {

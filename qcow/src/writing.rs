@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::addr::{be32, be64};
 use crate::entry::Mapping;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Violation};
 use crate::header::{CORRUPT, Header};
 use crate::qcow2::{Qcow2, Tables};
 use crate::refcount::Refcounts;
@@ -124,6 +124,13 @@ impl Qcow2 {
         self.snapshot_spans(header, &mut spans)?;
         for index in 0..refcounts.table.len() as u64 {
             if let Some(block) = refcounts.block(&self.host, index * refcounts.per_block())? {
+                if block >= tables.file_len {
+                    let at = header.refcount_table_offset + index * 8;
+                    let end = format!("a block before the file's end at {:#x}", tables.file_len);
+                    let value = format!("{block:#018x}");
+                    let wrong = Violation::new("refcount table entry", at, value, end);
+                    return Err(self.host.invalid(wrong));
+                }
                 spans.push(("refcount block", block, geometry.cluster()));
             }
         }

@@ -297,6 +297,23 @@ fn guest_writes_never_reach_metadata() {
     ));
 }
 
+/// What is past the file's end would be taken for zeros, and the file grown to there.
+#[test]
+fn refcount_blocks_past_the_end_are_refused() {
+    if !have_qemu() {
+        return;
+    }
+    let image = golden("cluster_size=64k");
+    let bad = poke(&image, number(&image, 48) + 8, &(1_u64 << 40).to_be_bytes());
+    let (disk, storage) = open(&bad, false).unwrap();
+    let text = describe(&disk.write(0, &[1; 512]).unwrap_err());
+    assert!(
+        text.contains("refcount table entry at offset 0x10008 is 0x0000010000000000"),
+        "{text}"
+    );
+    assert_eq!(storage.to_vec(), bad, "nothing was written");
+}
+
 /// Whatever bytes tables and header have: no panic, no endless loop, bounded memory.
 #[test]
 fn random_damage_never_panics() {
