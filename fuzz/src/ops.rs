@@ -1,0 +1,164 @@
+//! Requests to a valid image, damaged or not.
+
+use std::collections::VecDeque;
+
+use arbitrary::{Arbitrary, Unstructured};
+use cowshed_qcow::{Error, Extent, Image, Pin, Plan, Storage};
+
+use crate::image::Mutated;
+use crate::storage::{Bounded, open};
+use crate::support::check::check;
+use crate::support::model::{self, SECTOR, content, mirror, perform};
+
+/// Disks up to this size are asked for requests: a damaged header may claim any size.
+const MOST: u64 = 8 << 20;
+/// Requests of one run.
+const REQUESTS: usize = 64;
+
+#[derive(Arbitrary, Debug)]
+struct Input {
+    mutated: Mutated,
+    requests: Vec<Request>,
+}
+
+#[derive(Arbitrary, Debug)]
+struct Request {
+    kind: Kind,
+    sector: u16,
+    sectors: u8,
+}
+
+#[derive(Arbitrary, Debug)]
+enum Kind {
+    Write(u8),
+    /// Where the plan is fast, the bytes go past the image; the pin is kept a while.
+    Planned(u8),
+    Zero {
+        unmap: bool,
+    },
+    Discard,
+    Read,
+    Flush,
+    Reopen,
+}
+
+/// Performs the requests. A valid image agrees with the model and is clean at the end; a damaged
+/// one may refuse anything.
+pub fn run(data: &[u8]) {
+    let Ok(input) = Input::arbitrary(&mut Unstructured::new(data)) else {
+        return;
+    };
+    let valid = input.mutated.is_valid();
+    let storage = Bounded::new(input.mutated.bytes());
+    let mut image = match open(&storage, false) {
+        Ok(image) if image.size() <= MOST => image,
+        Err(error) if valid && !matches!(error, Error::Unsupported { .. }) => {
+            panic!("{input:?}: {error:?}")
+        }
+        _ => return,
+    };
+    let mut expected = valid.then(|| content(&image));
+    let mut pins = VecDeque::new();
+    for request in input.requests.iter().take(REQUESTS) {
+        let done = match request.kind {
+            Kind::Reopen => {
+                pins.clear();
+                drop(image);
+                match open(&storage, false) {
+                    Ok(again) => image = again,
+                    Err(error) if valid => panic!("{input:?}: {error:?}"),
+                    Err(_) => return,
+                }
+                Ok(())
+            }
+            _ => request.perform(&image, &storage, &mut expected, &mut pins),
+        };
+        if let Err(error) = done {
+            assert!(!valid, "{input:?}: {error:?}");
+        }
+        if pins.len() > 3 {
+            pins.pop_front();
+        }
+    }
+    if let Some(expected) = &expected {
+        assert!(content(&image) == *expected, "{input:?}");
+    }
+    drop(image);
+    if let Some(expected) = expected {
+        let report = check(&storage.to_vec());
+        assert!(report.corruptions.is_empty(), "{input:?}: {report:?}");
+        let again = open(&storage, true).unwrap();
+        assert!(content(&again) == expected, "{input:?}");
+    }
+}
+
+impl Request {
+    fn perform(
+        &self,
+        image: &Image,
+        storage: &Bounded,
+        expected: &mut Option<Vec<u8>>,
+        pins: &mut VecDeque<Pin>,
+    ) -> Result<(), Error> {
+        let sectors = image.size() / SECTOR as u64;
+        if sectors == 0 {
+            return Ok(());
+        }
+        let sector = u64::from(self.sector) % sectors;
+        let len = u64::from(self.sectors).min(sectors - sector) * SECTOR as u64;
+        let offset = sector * SECTOR as u64;
+        let op = match self.kind {
+            Kind::Write(byte) => model::Op::Write {
+                offset,
+                data: vec![byte; len as usize],
+            },
+            Kind::Planned(byte) => {
+                let data = vec![byte; len as usize];
+                if let Plan::Fast { extents, pin } = image.plan_write(offset, len)? {
+                    write_by(&extents, storage, &data);
+                    pins.push_back(pin);
+                } else {
+                    image.write(offset, &data)?;
+                }
+                if let Some(model) = expected {
+                    model[offset as usize..][..data.len()].copy_from_slice(&data);
+                }
+                return Ok(());
+            }
+            Kind::Zero { unmap } => model::Op::Zero { offset, len, unmap },
+            Kind::Discard => model::Op::Discard { offset, len },
+            Kind::Flush => model::Op::Flush,
+            Kind::Read | Kind::Reopen => {
+                let mut bytes = vec![0xee; len as usize];
+                image.read(offset, &mut bytes)?;
+                if let Some(model) = expected {
+                    assert!(bytes == model[offset as usize..][..bytes.len()]);
+                }
+                return Ok(());
+            }
+        };
+        perform(image, &op)?;
+        if let Some(model) = expected {
+            mirror(model, image, &op);
+        }
+        Ok(())
+    }
+}
+
+fn write_by(extents: &[Extent], storage: &Bounded, data: &[u8]) {
+    let mut rest = data;
+    for extent in extents {
+        let &Extent::File {
+            file: 0,
+            offset,
+            len,
+        } = extent
+        else {
+            panic!("a write plan leads to {extent:?}");
+        };
+        let (part, after) = rest.split_at(len as usize);
+        storage.write_at(offset, part).unwrap();
+        rest = after;
+    }
+    assert!(rest.is_empty());
+}
