@@ -113,6 +113,9 @@ pub enum Error {
         /// The disk's size in bytes.
         size: u64,
     },
+    /// Long work was told to stop.
+    #[error("stopped before the end")]
+    Stopped,
     /// The file may not grow any further.
     #[error("{file} may not grow past {limit} bytes: raise the overlay's size limit")]
     Full {
@@ -155,6 +158,7 @@ impl Error {
             Error::Reference { .. } | Error::Outside { .. } => io::ErrorKind::PermissionDenied,
             Error::ReadOnly { .. } => io::ErrorKind::ReadOnlyFilesystem,
             Error::OutOfRange { .. } | Error::Options { .. } => io::ErrorKind::InvalidInput,
+            Error::Stopped => io::ErrorKind::Interrupted,
             Error::Full { .. } => io::ErrorKind::StorageFull,
         }
     }

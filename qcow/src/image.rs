@@ -12,7 +12,7 @@ use crate::options::OpenOptions;
 use crate::pin::Pin;
 use crate::plan::{self, Extent, Plan};
 use crate::qcow2::Place;
-use crate::storage::Storage;
+use crate::storage::{Identity, Storage};
 
 /// The backing file that an image's header records.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,6 +117,12 @@ impl Image {
     /// Files in the chain.
     pub fn depth(&self) -> usize {
         self.layers.len()
+    }
+
+    /// Which file a layer's bytes are in, if it can be told.
+    pub(crate) fn identity(&self, depth: usize) -> Option<Identity> {
+        let data = self.layers.get(depth)?.data();
+        data.storage.identity().ok().flatten()
     }
 
     /// Length of the top image's file in bytes.

@@ -75,6 +75,7 @@ mod host;
 mod image;
 mod layer;
 mod map;
+pub mod ops;
 mod options;
 mod pin;
 mod plan;

@@ -1,0 +1,14 @@
+//! Work on whole images: comparing and copying them, moving what one of them has into another.
+//!
+//! All of it is done in windows of the disk, by a few threads, and can be watched and stopped by
+//! way of a [`Task`].
+
+mod compare;
+mod copy;
+mod task;
+mod window;
+mod zeros;
+
+pub use compare::{Comparison, Difference, compare};
+pub use copy::{CopyOptions, copy};
+pub use task::Task;

@@ -1,0 +1,182 @@
+//! Work on whole images gives what QEMU's tools give.
+
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
+
+mod support;
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use cowshed_qcow::ops::{CopyOptions, Difference, Task, compare, copy};
+use cowshed_qcow::{CreateOptions, Error, FileStorage, Format, Image, OpenOptions, create};
+use support::{Files, Random, have_qemu, qemu_img, qemu_io};
+
+fn open(path: &Path, format: Format, read_only: bool) -> Image {
+    let options = OpenOptions {
+        read_only,
+        ..OpenOptions::new(format)
+    };
+    Image::open(path, &options, &Files::default()).unwrap()
+}
+
+/// An overlay with data, zeros, holes and zero clusters, over a raw base that is shorter.
+fn chain(folder: &Path) {
+    let base = std::fs::File::create(folder.join("base")).unwrap();
+    base.set_len(20 << 20).unwrap();
+    for (i, at) in [0, 3_000_000, 11_000_000].into_iter().enumerate() {
+        let bytes = vec![i as u8 + 1; 1_500_000];
+        std::os::unix::fs::FileExt::write_all_at(&base, &bytes, at).unwrap();
+    }
+    let args = [
+        "create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw", "top", "30M",
+    ];
+    qemu_img(folder, &args);
+    let mut random = Random(3);
+    let mut commands = Vec::new();
+    for i in 0..30 {
+        let at = random.below(29 << 11) << 9;
+        commands.push(match i % 3 {
+            0 => format!("write -P {i} {at} 300k"),
+            1 => format!("write -P 0 {at} 200k"),
+            _ => format!("write -z {at} 150k"),
+        });
+    }
+    qemu_io(folder, "top", &commands);
+}
+
+#[test]
+fn copies_are_what_qemu_finds_identical() {
+    if !have_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    chain(folder);
+    let source = open(&folder.join("top"), Format::Qcow2, true);
+    for (i, (sparse, threads, out_of_order)) in [
+        (Some(4096), 1, false),
+        (Some(65536), 4, false),
+        (Some(512), 3, true),
+        (None, 2, false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for (format, target_is_zero) in [
+            (Format::Qcow2, true),
+            (Format::Raw, true),
+            (Format::Raw, false),
+        ] {
+            let name = format!("{i}-{}-{target_is_zero}", format.name());
+            let path = folder.join(&name);
+            let file = std::fs::File::create_new(&path).unwrap();
+            match format {
+                Format::Raw if target_is_zero => file.set_len(source.size()).unwrap(),
+                Format::Raw => std::fs::write(&path, vec![7; source.size() as usize]).unwrap(),
+                Format::Qcow2 => {
+                    let file = std::fs::File::options().read(true).write(true).open(&path);
+                    let storage = Arc::new(FileStorage::new(file.unwrap()));
+                    create(&path, storage, &CreateOptions::new(source.size())).unwrap();
+                }
+            }
+            let target = open(&path, format, false);
+            let options = CopyOptions {
+                sparse,
+                threads,
+                out_of_order,
+                target_is_zero,
+            };
+            let task = Task::default();
+            copy(&source, &target, 0, &options, &task).unwrap();
+            assert_eq!((task.done(), task.total()), (source.size(), source.size()));
+            target.flush().unwrap();
+            drop(target);
+            let args = ["compare", "-f", "qcow2", "-F", format.name(), "top", &name];
+            qemu_img(folder, &args);
+            if sparse.is_some() {
+                let kept = open(&path, format, true).allocated().unwrap();
+                assert!(kept < 20 << 20, "{name}: {kept} bytes");
+            }
+            let target = open(&path, format, true);
+            let found = compare(&source, &target, false, 2, &Task::default()).unwrap();
+            assert_eq!(found.difference, None, "{name}");
+        }
+    }
+}
+
+#[test]
+fn comparing_finds_what_qemu_finds() {
+    if !have_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    chain(folder);
+    let args = ["convert", "-f", "qcow2", "-O", "qcow2", "top", "other"];
+    qemu_img(folder, &args);
+    let mut random = Random(5);
+    for i in 0..40 {
+        if i > 0 {
+            // Differences come in, and go again.
+            let at = random.below(29 << 11) << 9;
+            let value = random.below(2) * 9;
+            qemu_io(folder, "other", &[format!("write -P {value} {at} 512")]);
+        }
+        if i == 20 {
+            qemu_img(folder, &["resize", "-q", "-f", "qcow2", "other", "33M"]);
+        }
+        if i == 30 {
+            qemu_io(folder, "other", &["write -P 4 31M 1".into()]);
+        }
+        for strict in [false, true] {
+            let mut args = vec!["compare", "-f", "qcow2", "-F", "qcow2", "top", "other"];
+            if strict {
+                args.push("-s");
+            }
+            let output = Command::new("qemu-img")
+                .args(&args)
+                .current_dir(folder)
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&output.stdout);
+            let (a, b) = (
+                open(&folder.join("top"), Format::Qcow2, true),
+                open(&folder.join("other"), Format::Qcow2, true),
+            );
+            let found = compare(&a, &b, strict, 1 + i % 3, &Task::default()).unwrap();
+            assert_eq!(found.sizes_differ, a.size() != b.size());
+            if strict && found.sizes_differ {
+                continue; // QEMU looks no further.
+            }
+            let ours = match found.difference {
+                None => "Images are identical.".to_owned(),
+                Some(Difference::Content { offset }) => {
+                    // QEMU's granularity is a sector.
+                    format!("Content mismatch at offset {}!", offset / 512 * 512)
+                }
+                Some(Difference::Allocation { offset }) => {
+                    format!("Strict mode: Offset {offset} block status mismatch!")
+                }
+            };
+            assert!(said.contains(&ours), "{i}, {strict}: {ours}, QEMU: {said}");
+        }
+    }
+}
+
+#[test]
+fn a_stopped_task_ends_with_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["a", "b"] {
+        let file = std::fs::File::create(folder.path().join(name)).unwrap();
+        file.set_len(64 << 20).unwrap();
+    }
+    let a = open(&folder.path().join("a"), Format::Raw, true);
+    let b = open(&folder.path().join("b"), Format::Raw, false);
+    let task = Task::default();
+    task.stop();
+    let compared = compare(&a, &b, false, 3, &task);
+    assert!(matches!(compared, Err(Error::Stopped)), "{compared:?}");
+    let copied = copy(&a, &b, 0, &CopyOptions::default(), &task);
+    assert!(matches!(copied, Err(Error::Stopped)), "{copied:?}");
+}
