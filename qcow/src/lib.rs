@@ -66,6 +66,7 @@ mod compress;
 mod create;
 mod data;
 mod decompressed;
+mod empty;
 mod entry;
 mod error;
 mod extension;

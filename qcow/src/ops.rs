@@ -3,12 +3,16 @@
 //! All of it is done in windows of the disk, by a few threads, and can be watched and stopped by
 //! way of a [`Task`].
 
+mod commit;
 mod compare;
 mod copy;
+mod rebase;
 mod task;
 mod window;
 mod zeros;
 
+pub use commit::commit;
 pub use compare::{Comparison, Difference, compare};
 pub use copy::{CopyOptions, copy};
+pub use rebase::rebase;
 pub use task::Task;

@@ -307,7 +307,13 @@ impl Qcow2 {
     }
 
     /// Sets an L1 entry; its sector is dirty now.
-    fn set_l1(&self, tables: &mut Tables, writing: &mut Writing, index: usize, entry: u64) {
+    pub(crate) fn set_l1(
+        &self,
+        tables: &mut Tables,
+        writing: &mut Writing,
+        index: usize,
+        entry: u64,
+    ) {
         if let Some(slot) = tables.l1.get_mut(index) {
             *slot = entry;
             writing.l1_dirty.insert(index as u64 / SECTOR_ENTRIES);

@@ -39,7 +39,8 @@ impl Image {
             };
         };
         if qcow2.version >= 3 {
-            self.change_all(qcow2, offset, len, &|old, change| {
+            let below = self.layers.get(1).map_or(0, Layer::size);
+            self.change_all(qcow2, offset, len, below, &|old, change| {
                 zeroed(old, change, unmap)
             })?;
         } else if unmap {
@@ -61,7 +62,8 @@ impl Image {
             return raw.punch(offset, len).map(drop);
         };
         let can_zero = qcow2.version >= 3;
-        self.change_all(qcow2, offset, len, &|old, change| {
+        let below = self.layers.get(1).map_or(0, Layer::size);
+        self.change_all(qcow2, offset, len, below, &|old, change| {
             discarded(old, change, can_zero)
         })
     }
@@ -86,13 +88,35 @@ impl Image {
         Ok(())
     }
 
+    /// Makes a range zeros whatever comes to lie beneath the image. It begins and ends where
+    /// subclusters do, or the disk.
+    pub(crate) fn write_zeroes_over_all(&self, offset: u64, len: u64) -> Result<()> {
+        match self.writable_top()? {
+            Some(qcow2) if qcow2.version >= 3 => {
+                self.change_all(qcow2, offset, len, u64::MAX, &|old, change| {
+                    zeroed(old, change, true)
+                })?;
+                self.write_zeros(offset, len)
+            }
+            _ => {
+                let zeros = vec![0; len.min(CHUNK) as usize];
+                for at in (offset..offset + len).step_by(CHUNK as usize) {
+                    let part = (offset + len - at).min(CHUNK) as usize;
+                    self.write(at, zeros.get(..part).unwrap_or_default())?;
+                }
+                Ok(())
+            }
+        }
+    }
+
     /// Changes the entries of the subclusters that lie in a range whole; the last of the disk may
-    /// be a partial one. Where `decide` returns `None` an entry stays as it is.
+    /// be a partial one. Beneath the image are `below_size` bytes. Where `decide` returns `None` an entry stays as it is.
     fn change_all(
         &self,
         qcow2: &Qcow2,
         offset: u64,
         len: u64,
+        below_size: u64,
         decide: &dyn Fn(Mapping, &Change) -> Option<Changed>,
     ) -> Result<()> {
         let (geometry, cluster) = (qcow2.geometry, qcow2.geometry.cluster());
@@ -102,7 +126,6 @@ impl Image {
         } else {
             end - end % geometry.subcluster()
         };
-        let below_size = self.layers.get(1).map_or(0, |layer| layer.size());
         let per_slice = geometry.slice() / geometry.l2_entry();
         let clusters = geometry.index(range.start)..geometry.clusters(range.end);
         let mut at = clusters.start;

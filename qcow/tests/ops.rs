@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use cowshed_qcow::ops::{CopyOptions, Difference, Task, compare, copy};
+use cowshed_qcow::ops::{CopyOptions, Difference, Task, commit, compare, copy, rebase};
 use cowshed_qcow::{CreateOptions, Error, FileStorage, Format, Image, OpenOptions, create};
 use support::{Files, Random, have_qemu, qemu_img, qemu_io};
 
@@ -179,4 +179,112 @@ fn a_stopped_task_ends_with_an_error() {
     assert!(matches!(compared, Err(Error::Stopped)), "{compared:?}");
     let copied = copy(&a, &b, 0, &CopyOptions::default(), &task);
     assert!(matches!(copied, Err(Error::Stopped)), "{copied:?}");
+}
+
+/// Overlays of two, three and one clusters' difference, committed one by one and both at once.
+#[test]
+fn commits_are_what_qemu_commits() {
+    if !have_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    for above in [1, 2] {
+        for (base, middle, top) in [("3M", "2M", "3M"), ("4M", "4M", "3M"), ("4M", "3M", "4M")] {
+            let _ = std::fs::remove_file(folder.join("base"));
+            qemu_img(folder, &["create", "-q", "-f", "qcow2", "base", base]);
+            qemu_io(folder, "base", &[format!("write -P 1 0 {base}")]);
+            for (name, below, size) in [("middle", "base", middle), ("top", "middle", top)] {
+                let args = ["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"];
+                let _ = std::fs::remove_file(folder.join(name));
+                qemu_img(folder, &[&args[..], &[below, name, size]].concat());
+                let commands = [
+                    "write -P 5 70k 300k",
+                    "write -z 1M 100k",
+                    "discard 1500k 128k",
+                ];
+                let shift = if name == "top" {
+                    "write -P 6 300k 500k"
+                } else {
+                    "write -P 7 1900k 5k"
+                };
+                let commands: Vec<String> = commands.map(String::from).into_iter().collect();
+                qemu_io(folder, name, &[&commands[..], &[shift.to_owned()]].concat());
+            }
+            let expected = support::qemu_content(folder, "top", "qcow2");
+            let overlay = open(&folder.join("top"), Format::Qcow2, false);
+            let target = ["middle", "base"][above - 1];
+            let below = open(&folder.join(target), Format::Qcow2, false);
+            if below.size() < overlay.size() {
+                continue;
+            }
+            commit(&overlay, &below, above, &Task::default()).unwrap();
+            drop(below);
+            let now = support::qemu_content(folder, target, "qcow2");
+            assert!(now[..expected.len()] == expected, "{base} {middle} {top}");
+            if above > 1 {
+                continue;
+            }
+            drop(overlay);
+            let overlay = open(&folder.join("top"), Format::Qcow2, false);
+            overlay.make_empty().unwrap();
+            drop(overlay);
+            qemu_img(folder, &["check", "-q", "top"]);
+            assert!(support::qemu_content(folder, "top", "qcow2") == expected);
+            let map = qemu_img(folder, &["map", "--output=json", "top"]);
+            assert!(!map.contains(r#""depth": 0, "present": true"#), "{map}");
+        }
+    }
+}
+
+#[test]
+fn a_rebased_overlay_keeps_its_content() {
+    if !have_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    chain(folder);
+    let expected = support::qemu_content(folder, "top", "qcow2");
+    let copy_of = |name: &str| {
+        std::fs::copy(folder.join("top"), folder.join(name)).unwrap();
+        open(&folder.join(name), Format::Qcow2, false)
+    };
+    // A base that is longer and differs here and there, one that is shorter, and none.
+    let mut other = std::fs::read(folder.join("base")).unwrap();
+    other.resize(40 << 20, 9);
+    for at in [100, 3_500_000, 9_000_000] {
+        other[at..at + 70_000].fill(8);
+    }
+    std::fs::write(folder.join("longer"), &other).unwrap();
+    std::fs::write(folder.join("shorter"), &other[..12 << 20]).unwrap();
+    for (new, compat) in [("longer", "1.1"), ("shorter", "1.1"), ("longer", "0.10")] {
+        let name = format!("over-{new}-{compat}");
+        drop(copy_of(&name));
+        let compat = format!("compat={compat}");
+        qemu_img(
+            folder,
+            &["amend", "-q", "-f", "qcow2", "-o", &compat, &name],
+        );
+        let overlay = open(&folder.join(&name), Format::Qcow2, false);
+        let base = open(&folder.join(new), Format::Raw, true);
+        rebase(&overlay, Some(&base), &Task::default()).unwrap();
+        drop(overlay);
+        qemu_img(folder, &["rebase", "-u", "-b", new, "-F", "raw", &name]);
+        assert!(
+            support::qemu_content(folder, &name, "qcow2") == expected,
+            "{new}"
+        );
+        qemu_img(folder, &["check", "-q", &name]);
+        let kept = std::fs::metadata(folder.join(&name)).unwrap().len();
+        assert!(
+            kept < 20 << 20,
+            "{new}: what is the same is not copied: {kept} bytes"
+        );
+    }
+    let overlay = copy_of("alone");
+    rebase(&overlay, None, &Task::default()).unwrap();
+    drop(overlay);
+    qemu_img(folder, &["rebase", "-u", "-b", "", "alone"]);
+    assert!(support::qemu_content(folder, "alone", "qcow2") == expected);
 }

@@ -1,0 +1,68 @@
+//! Making an overlay independent of what changes when it gets another backing file.
+
+use super::task::Task;
+use super::window::Windows;
+use super::zeros::is_zero;
+use crate::error::Result;
+use crate::image::Image;
+use crate::layer::walk;
+
+/// Writes to `top` what its backing file gives it and `new` would not: all that is not zeros if
+/// there is no `new`. `top` then has the same content over either, and is durable;
+/// a change of its header follows. After a crash this can be run again.
+///
+/// # Errors
+/// One of them cannot be read or written, or `task` was stopped.
+pub fn rebase(top: &Image, new: Option<&Image>, task: &Task) -> Result<()> {
+    let size = top.size();
+    task.begin(size);
+    let unit = u64::from(top.cluster_size());
+    let own = top.layers.get(..1).unwrap_or_default();
+    Windows::new(size).run(1, |window, buffer| {
+        let len = window.end - window.start;
+        let mut below = Vec::new();
+        let mut at = window.start;
+        walk(own, window.start, len, &mut |index, run| {
+            if index > 0 {
+                below.push(at..at + run.len);
+            }
+            at += run.len;
+            Ok(())
+        })?;
+        for range in below {
+            let len = (range.end - range.start) as usize;
+            buffer.resize(2 * len, 0);
+            let (old, other) = buffer.split_at_mut(len);
+            top.read(range.start, old)?;
+            read_or_zeros(new, range.start, other)?;
+            let mut at = range.start;
+            while at < range.end {
+                // A cluster at most, so that what is the same stays where it is.
+                let next = (at / unit + 1).saturating_mul(unit).min(range.end);
+                let part = (at - range.start) as usize..(next - range.start) as usize;
+                let old = old.get(part.clone()).unwrap_or_default();
+                if Some(old) != other.get(part) {
+                    if is_zero(old) {
+                        top.write_zeroes_over_all(at, next - at)?;
+                    } else {
+                        top.write(at, old)?;
+                    }
+                }
+                at = next;
+            }
+        }
+        task.advance(len)
+    })?;
+    top.flush()
+}
+
+fn read_or_zeros(image: Option<&Image>, offset: u64, buf: &mut [u8]) -> Result<()> {
+    let size = image.map_or(0, Image::size);
+    let inside = (buf.len() as u64).min(size.saturating_sub(offset)) as usize;
+    let (head, tail) = buf.split_at_mut(inside);
+    tail.fill(0);
+    match image {
+        Some(image) if !head.is_empty() => image.read(offset, head),
+        _ => Ok(()),
+    }
+}
