@@ -60,7 +60,7 @@ impl Qcow2 {
                     writing.refcounts.set(&self.host, cluster, 1)?;
                 }
             } else {
-                self.add_block(writing, used.start)?;
+                self.add_block(writing, used.start, used.start)?;
             }
             tables.file_len = tables.file_len.max(end);
             if used.start == writing.low {
@@ -76,7 +76,6 @@ impl Qcow2 {
         }
     }
 
-    #[allow(dead_code)]
     /// Allocates exactly `count` clusters in a row: a table's.
     pub(crate) fn allocate_row(
         &self,
@@ -91,14 +90,20 @@ impl Qcow2 {
                 return Ok(Err(Blocked::FileFull));
             }
             if at >= writing.refcounts.covered() {
+                writing.high = writing.high.max(at);
                 return Ok(Err(Blocked::TableFull));
             }
             let missing = count - (at - start);
             if writing.refcounts.block(&self.host, at)?.is_none() {
-                self.add_block(writing, at)?;
-                (start, at) = (at + 1, at + 1);
-                writing.high = writing.high.max(at);
-                tables.file_len = tables.file_len.max(at * self.geometry.cluster());
+                // Its place is the row's first cluster: a row may need more than one block.
+                if writing.metadata.contains(&start) {
+                    return Err(self.free_metadata(tables, start));
+                }
+                self.add_block(writing, at, start)?;
+                start += 1;
+                at = at.max(start);
+                writing.high = writing.high.max(start);
+                tables.file_len = tables.file_len.max(start * self.geometry.cluster());
                 continue;
             }
             match self.free_run(writing, &mut at, missing)? {
@@ -127,14 +132,15 @@ impl Qcow2 {
         )
     }
 
-    /// Makes `cluster` the refcount block of its own range, which has none yet.
-    fn add_block(&self, writing: &mut Writing, cluster: u64) -> Result<()> {
-        let at = cluster * self.geometry.cluster();
+    /// Makes `block`, which is free, the refcount block of the range that `cluster` is in and
+    /// that has none yet. `block` is in that range too, or counted already.
+    fn add_block(&self, writing: &mut Writing, cluster: u64, block: u64) -> Result<()> {
+        let at = block * self.geometry.cluster();
         self.host.zero(at, self.geometry.cluster())?;
         writing.refcounts.blocks.forget(at, self.geometry.cluster());
         writing.refcounts.set_block(cluster, at);
-        writing.metadata.insert(cluster);
-        writing.refcounts.set(&self.host, cluster, 1)
+        writing.metadata.insert(block);
+        writing.refcounts.set(&self.host, block, 1)
     }
 
     /// Free clusters in a row, all counted by one block.
@@ -275,11 +281,8 @@ impl Qcow2 {
         refcounts.table = table;
         refcounts.table_offset = start * cluster;
         refcounts.dirty.clear();
-        for cluster in old.clone() {
-            writing.metadata.remove(&cluster);
-        }
+        writing.drop_table(old);
         writing.metadata.extend(region.clone());
-        writing.drop_clusters(old);
         writing.high = region.end;
         tables.file_len = tables.file_len.max(region.end * cluster);
         Ok(())

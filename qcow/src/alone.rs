@@ -10,7 +10,7 @@ use crate::writing::Writing;
 /// While it lives no request changes the image, and none is in flight that began before. Reads go
 /// on.
 pub(crate) struct Alone<'a> {
-    qcow2: &'a Qcow2,
+    pub(crate) qcow2: &'a Qcow2,
 }
 
 impl Qcow2 {
@@ -52,10 +52,44 @@ impl Alone<'_> {
                     writing.metadata.extend(row.clone());
                     return Ok(row);
                 }
-                Err(Blocked::TableFull) => self.qcow2.move_table(tables, writing)?,
-                Err(Blocked::FileFull) => return Err(self.qcow2.full(self.qcow2.file_limit())),
+                Err(blocked) => self.unblock(tables, writing, &blocked)?,
             }
         }
+    }
+
+    /// The L2 table of an L1 entry, made or copied if it is not there or not the image's own.
+    pub(crate) fn own_table(
+        &self,
+        tables: &mut Tables,
+        writing: &mut Writing,
+        index: usize,
+    ) -> Result<u64> {
+        let mut thorough = false;
+        loop {
+            match self.qcow2.own_l2_table(tables, writing, index, thorough)? {
+                Ok(table) => return Ok(table),
+                Err(Blocked::FileFull) if !thorough => thorough = true,
+                Err(blocked) => self.unblock(tables, writing, &blocked)?,
+            }
+        }
+    }
+
+    fn unblock(&self, tables: &mut Tables, writing: &mut Writing, blocked: &Blocked) -> Result<()> {
+        match blocked {
+            Blocked::TableFull => self.qcow2.move_table(tables, writing),
+            Blocked::FileFull => Err(self.qcow2.full(self.qcow2.file_limit())),
+        }
+    }
+
+    /// Flushes if that many changes wait that it is time to.
+    pub(crate) fn keep_within_bounds(&self) -> Result<()> {
+        let mut state = self.qcow2.state();
+        let (tables, writing) = self.qcow2.split(&mut state)?;
+        if tables.l2.is_strained() || writing.is_strained() {
+            drop(state);
+            self.qcow2.flush_alone()?;
+        }
+        Ok(())
     }
 }
 

@@ -124,6 +124,14 @@ pub enum Error {
         /// The limit in bytes, or the most that the format can address.
         limit: u64,
     },
+    /// A change of the image that it, or its format, does not allow.
+    #[error("cannot change {file}: {reason}")]
+    Change {
+        /// The image.
+        file: PathBuf,
+        /// What stands against it, and what to do.
+        reason: String,
+    },
     /// Creation options that contradict each other or the format.
     #[error("cannot create {file}: {reason}")]
     Options {
@@ -157,7 +165,9 @@ impl Error {
             Error::Unsupported { .. } => io::ErrorKind::Unsupported,
             Error::Reference { .. } | Error::Outside { .. } => io::ErrorKind::PermissionDenied,
             Error::ReadOnly { .. } => io::ErrorKind::ReadOnlyFilesystem,
-            Error::OutOfRange { .. } | Error::Options { .. } => io::ErrorKind::InvalidInput,
+            Error::OutOfRange { .. } | Error::Change { .. } | Error::Options { .. } => {
+                io::ErrorKind::InvalidInput
+            }
             Error::Stopped => io::ErrorKind::Interrupted,
             Error::Full { .. } => io::ErrorKind::StorageFull,
         }

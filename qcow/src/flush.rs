@@ -45,7 +45,6 @@ impl Qcow2 {
         self.flush_unless(|writing| writing.flushing || writing.alone)
     }
 
-    #[allow(dead_code)]
     /// The same for who has the image [alone](Self::alone).
     pub(crate) fn flush_alone(&self) -> Result<()> {
         self.flush_unless(|writing| writing.flushing)

@@ -91,6 +91,13 @@ impl Image {
         })
     }
 
+    /// The top image, for messages.
+    pub(crate) fn path(&self) -> &Path {
+        self.layers
+            .first()
+            .map_or(Path::new(""), |layer| &layer.host().path)
+    }
+
     /// The disk's size in bytes, a multiple of 512.
     pub fn size(&self) -> u64 {
         self.layers.first().map_or(0, Layer::size)

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Result, Violation};
 use crate::host::Host;
@@ -18,7 +19,7 @@ pub(crate) enum Layer {
 pub(crate) struct Raw {
     pub(crate) host: Host,
     /// The file's length rounded up to 512: the tail reads as zeros.
-    pub(crate) size: u64,
+    size: AtomicU64,
     pub(crate) writable: bool,
 }
 
@@ -38,9 +39,16 @@ impl Raw {
         })?;
         Ok(Raw {
             host,
-            size,
+            size: AtomicU64::new(size),
             writable,
         })
+    }
+
+    /// Cuts or grows the file.
+    pub(crate) fn set_size(&self, size: u64) -> Result<()> {
+        self.host.set_len(size)?;
+        self.size.store(size, Ordering::Release);
+        self.host.sync()
     }
 }
 
@@ -79,7 +87,7 @@ impl Layer {
     pub(crate) fn size(&self) -> u64 {
         match self {
             Layer::Qcow2(qcow2) => qcow2.size(),
-            Layer::Raw(raw) => raw.size,
+            Layer::Raw(raw) => raw.size.load(Ordering::Acquire),
         }
     }
 

@@ -57,7 +57,6 @@
 
 mod addr;
 mod alloc;
-#[allow(dead_code)] // Until the first operation that must be alone.
 mod alone;
 mod cache;
 mod chain;
@@ -74,6 +73,7 @@ mod flush;
 mod header;
 mod host;
 mod image;
+mod l1;
 mod layer;
 mod map;
 pub mod ops;
@@ -83,6 +83,7 @@ mod plan;
 mod prepare;
 mod qcow2;
 mod refcount;
+mod resize;
 pub mod storage;
 mod way;
 mod write;
@@ -101,6 +102,7 @@ pub use map::MapEntry;
 pub use options::OpenOptions;
 pub use pin::Pin;
 pub use plan::{Extent, Plan};
+pub use resize::ResizeOptions;
 pub use storage::{FileStorage, MemoryStorage, Storage};
 
 /// Whether `storage` begins with qcow2's magic number. Ask it only of a file that a person named:

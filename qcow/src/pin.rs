@@ -60,7 +60,6 @@ impl Pins {
         self.state().drained(epoch)
     }
 
-    #[allow(dead_code)]
     /// Waits until every request that has begun has ended.
     pub(crate) fn drain(&self) {
         let epoch = self.advance();

@@ -215,8 +215,7 @@ impl Qcow2 {
         tables.l2.forget(table, cluster);
         writing.metadata.insert(allocation.clusters.start);
         if let Some(old) = old {
-            writing.metadata.remove(&self.geometry.index(old));
-            writing.drop_clusters(self.geometry.span(old, 1));
+            writing.drop_table(self.geometry.span(old, 1));
         }
         self.set_l1(tables, writing, index, entry::own_table(table));
         Ok(Ok(table))

@@ -80,6 +80,11 @@ impl Image {
     /// Writes `buf` at `offset` of the disk.
     pub fn write(&self, offset: u64, buf: &[u8]) -> Result<()> {
         self.check_range(offset, buf.len() as u64)?;
+        self.write_through(offset, buf)
+    }
+
+    /// The same, and perhaps past the disk's end, within its last cluster.
+    pub(crate) fn write_through(&self, offset: u64, buf: &[u8]) -> Result<()> {
         let Some(qcow2) = self.writable_top()? else {
             return self
                 .layers

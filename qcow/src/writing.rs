@@ -59,6 +59,14 @@ impl Writing {
         }
     }
 
+    /// The same for what held a table.
+    pub(crate) fn drop_table(&mut self, clusters: Range<u64>) {
+        for cluster in clusters.clone() {
+            self.metadata.remove(&cluster);
+        }
+        self.drop_clusters(clusters);
+    }
+
     /// Whether the bounds allow that more clusters wait to be freed.
     pub(crate) fn may_drop(&self) -> bool {
         self.dropped.len() + self.held.len() < MAX_WAITING

@@ -74,7 +74,7 @@ impl Header {
         let bytes = if self.extensions == next.extensions && self.backing == next.backing {
             next.fields()
         } else {
-            next.encode().map_err(|reason| Error::Options {
+            next.encode().map_err(|reason| Error::Change {
                 file: host.path.clone(),
                 reason,
             })?
