@@ -1,12 +1,14 @@
-//! Reading compressed clusters: zlib (raw deflate) and zstd.
+//! Clusters to compressed bytes and back: zlib (raw deflate) and zstd.
 
 use std::io;
 
-use flate2::{Decompress, FlushDecompress, Status};
+use flate2::{Compress, Decompress, FlushCompress, FlushDecompress, Status};
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
 /// Largest zstd window, as a power of two: what QEMU's decoder takes, 128 MiB.
 const WINDOW_LOG_MAX: u32 = 27;
+/// The deflate window that is written, as a power of two: QEMU's decoder asks for no more.
+const DEFLATE_WINDOW: u8 = 12;
 
 /// How an image's compressed clusters are made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -16,6 +18,73 @@ pub enum Compression {
     Zlib,
     /// Zstandard: version 3 only.
     Zstd,
+}
+
+/// Compresses clusters for one image: any thread may, while others place what is done. See
+/// [`Image::compressor`](crate::Image::compressor).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compressor {
+    pub(crate) compression: Compression,
+    pub(crate) cluster: usize,
+    /// As the method counts levels.
+    level: i32,
+}
+
+/// A cluster's content, compressed: [`Compressor::compress`] makes it, and
+/// [`Image::place_compressed`](crate::Image::place_compressed) writes it.
+#[derive(Clone, Debug)]
+pub struct CompressedCluster {
+    pub(crate) by: Compressor,
+    pub(crate) stream: Vec<u8>,
+}
+
+impl Compressor {
+    /// `level` goes from 1, fast, to 9 (zlib) or 22 (zstd), small; what lies outside is taken as
+    /// the nearest. Without it there is the method's default, 6 or 3.
+    pub(crate) fn new(compression: Compression, cluster: usize, level: Option<u32>) -> Self {
+        let (usual, most) = match compression {
+            Compression::Zlib => (6, 9),
+            Compression::Zstd => (3, 22),
+        };
+        Compressor {
+            compression,
+            cluster,
+            level: level.unwrap_or(usual).clamp(1, most) as i32,
+        }
+    }
+
+    /// Compresses the content of one cluster; what is missing at its end are zeros. `None` if it
+    /// would not become smaller, so that it is better written as it is.
+    ///
+    /// # Panics
+    ///
+    /// If `content` is longer than a cluster.
+    pub fn compress(&self, content: &[u8]) -> Option<CompressedCluster> {
+        assert!(content.len() <= self.cluster, "more than a cluster");
+        let mut padded = Vec::new();
+        let content = if content.len() < self.cluster {
+            padded.extend_from_slice(content);
+            padded.resize(self.cluster, 0);
+            &padded
+        } else {
+            content
+        };
+        let stream = match self.compression {
+            Compression::Zlib => self.deflate(content),
+            Compression::Zstd => zstd::bulk::compress(content, self.level).ok(),
+        };
+        let stream = stream.filter(|stream| stream.len() < self.cluster)?;
+        Some(CompressedCluster { by: *self, stream })
+    }
+
+    fn deflate(&self, content: &[u8]) -> Option<Vec<u8>> {
+        let level = flate2::Compression::new(self.level as u32);
+        let mut deflater = Compress::new_with_window_bits(level, false, DEFLATE_WINDOW);
+        let mut stream = vec![0; self.cluster];
+        let status = deflater.compress(content, &mut stream, FlushCompress::Finish);
+        stream.truncate(deflater.total_out() as usize);
+        matches!(status, Ok(Status::StreamEnd)).then_some(stream)
+    }
 }
 
 /// Fills `cluster` from `stream`, which may go on after the cluster's end.
@@ -78,6 +147,49 @@ fn unzstd(stream: &[u8], cluster: &mut [u8]) -> io::Result<()> {
         }
         if wanted == 0 {
             decoder.reinit()?;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(len: usize) -> Vec<u8> {
+        let mut state = 7_u64;
+        std::iter::repeat_with(|| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (state >> 56) as u8
+        })
+        .take(len)
+        .collect()
+    }
+
+    /// Noise is only compressed by pointing back to where it was.
+    #[test]
+    fn deflate_points_back_no_further_than_its_window() {
+        for (distance, reached) in [(3000, true), (5000, false), (30000, false)] {
+            let content = noise(distance).repeat(65536 / distance);
+            for level in [1, 6, 9] {
+                let compressor = Compressor::new(Compression::Zlib, content.len(), Some(level));
+                let compressed = compressor.compress(&content);
+                assert_eq!(compressed.is_some(), reached, "{distance} at level {level}");
+            }
+        }
+    }
+
+    #[test]
+    fn noise_stays_as_it_is() {
+        for compression in [Compression::Zlib, Compression::Zstd] {
+            let compressor = Compressor::new(compression, 4096, None);
+            assert!(compressor.compress(&noise(4096)).is_none());
+            let short = compressor.compress(b"moo").unwrap();
+            let mut cluster = vec![0xee; 4096];
+            decompress(compression, &short.stream, &mut cluster).unwrap();
+            assert_eq!(cluster[..3], *b"moo");
+            assert_eq!(cluster[3..], [0; 4093]);
         }
     }
 }

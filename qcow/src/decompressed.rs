@@ -11,14 +11,22 @@ use crate::qcow2::Qcow2;
 /// Bytes that are kept: two clusters of the largest size, many of the usual ones.
 const KEPT_BYTES: usize = 4 << 20;
 
-/// The last few compressed clusters of a chain, the latest first. Nothing is ever rewritten where
-/// a descriptor points while something can still look it up, so that entries do not go stale.
+/// The last few compressed clusters of a chain, the latest first. A place in the file is reused only
+/// when no request can have its old descriptor any more, and is forgotten here then.
 #[derive(Default)]
 pub(crate) struct Decompressed {
     clusters: Mutex<VecDeque<(usize, Compressed, Vec<u8>)>>,
 }
 
 impl Decompressed {
+    /// The top image is about to have something else in a range of its file.
+    pub(crate) fn forget(&self, at: Compressed) {
+        let mut clusters = self.clusters.lock().unwrap_or_else(PoisonError::into_inner);
+        clusters.retain(|(layer, of, _)| {
+            *layer > 0 || of.offset >= at.offset + at.len || at.offset >= of.offset + of.len
+        });
+    }
+
     /// Copies bytes of a compressed cluster's content, from `within` on. One cluster is
     /// decompressed at a time, which bounds the memory that streams can ask for.
     pub(crate) fn read(

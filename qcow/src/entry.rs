@@ -22,6 +22,33 @@ pub(crate) struct Compressed {
     pub(crate) len: u64,
 }
 
+impl Compressed {
+    /// What a descriptor says of `len` bytes at `offset`: they end with a sector.
+    pub(crate) fn new(offset: u64, len: u64) -> Self {
+        let end = (offset + len).next_multiple_of(SECTOR);
+        let len = end - offset;
+        Compressed { offset, len }
+    }
+
+    /// A descriptor has no room for offsets from here on.
+    pub(crate) fn limit(geometry: Geometry) -> u64 {
+        1 << split(geometry).min(56)
+    }
+
+    fn encode(self, geometry: Geometry) -> Entry {
+        let sectors = (self.offset % SECTOR + self.len).div_ceil(SECTOR);
+        Entry {
+            descriptor: COMPRESSED | (sectors - 1) << split(geometry) | self.offset,
+            bitmap: 0,
+        }
+    }
+}
+
+/// The bit of a compressed cluster's descriptor where the offset ends and the length begins.
+fn split(geometry: Geometry) -> u32 {
+    62 - (geometry.cluster_bits() - 8)
+}
+
 /// An L2 entry as it is in the file: 8 bytes, and with extended entries 8 more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
@@ -128,6 +155,14 @@ impl Mapping {
         }))
     }
 
+    /// The entry that says so.
+    pub(crate) fn encode(self, geometry: Geometry) -> Entry {
+        match self {
+            Mapping::Compressed(compressed) => compressed.encode(geometry),
+            Mapping::Standard(standard) => standard.encode(geometry),
+        }
+    }
+
     /// The host clusters that it refers to, once each.
     pub(crate) fn clusters(self, geometry: Geometry) -> Range<u64> {
         match self {
@@ -148,8 +183,7 @@ impl Standard {
         zero: u32::MAX,
     };
 
-    /// The entry that says so.
-    pub(crate) fn encode(self, geometry: Geometry) -> Entry {
+    fn encode(self, geometry: Geometry) -> Entry {
         let copied = if self.copied { COPIED } else { 0 };
         let place = self.host.map_or(0, |host| host | copied);
         if geometry.is_extended() {
@@ -213,7 +247,7 @@ fn offset(entry: u64, flags: u64, geometry: Geometry) -> Result<Option<u64>, Str
 }
 
 fn compressed(entry: u64, geometry: Geometry) -> Result<Compressed, String> {
-    let split = 62 - (geometry.cluster_bits() - 8);
+    let split = split(geometry);
     let offset = entry & ((1 << split) - 1);
     let sectors = ((entry & (COMPRESSED - 1)) >> split) + 1;
     if offset > OFFSET | (SECTOR - 1) {
@@ -246,6 +280,8 @@ mod tests {
                 decode(entry, 0, geometry),
                 Ok(Mapping::Compressed(expected))
             );
+            assert_eq!(Compressed::new(0x12345, 600), expected);
+            assert_eq!(expected.encode(geometry).descriptor, entry);
         }
     }
 
@@ -287,7 +323,7 @@ mod tests {
         assert_eq!(standard.content(2047, geometry), (Content::Data, 1));
         assert_eq!(standard.content(2048, geometry), (Content::Zero, 2048));
         assert_eq!(standard.content(65535, geometry), (Content::Below, 1));
-        assert_eq!(standard.encode(geometry), entry);
+        assert_eq!(Mapping::Standard(standard).encode(geometry), entry);
         let mut bytes = [0; 16];
         entry.write(&mut bytes);
         assert_eq!(Entry::read(&bytes), entry);

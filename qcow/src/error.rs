@@ -116,6 +116,18 @@ pub enum Error {
     /// Long work was told to stop.
     #[error("stopped before the end")]
     Stopped,
+    /// Compressed clusters are written whole.
+    #[error(
+        "{len} bytes at {offset:#x} are no whole clusters of {cluster} bytes, as compressed ones must be"
+    )]
+    Unaligned {
+        /// Start of the request in bytes.
+        offset: u64,
+        /// Length of the request in bytes.
+        len: u64,
+        /// Bytes in a cluster.
+        cluster: u64,
+    },
     /// The file may not grow any further.
     #[error("{file} may not grow past {limit} bytes: raise the overlay's size limit")]
     Full {
@@ -165,9 +177,10 @@ impl Error {
             Error::Unsupported { .. } => io::ErrorKind::Unsupported,
             Error::Reference { .. } | Error::Outside { .. } => io::ErrorKind::PermissionDenied,
             Error::ReadOnly { .. } => io::ErrorKind::ReadOnlyFilesystem,
-            Error::OutOfRange { .. } | Error::Change { .. } | Error::Options { .. } => {
-                io::ErrorKind::InvalidInput
-            }
+            Error::OutOfRange { .. }
+            | Error::Unaligned { .. }
+            | Error::Change { .. }
+            | Error::Options { .. } => io::ErrorKind::InvalidInput,
             Error::Stopped => io::ErrorKind::Interrupted,
             Error::Full { .. } => io::ErrorKind::StorageFull,
         }

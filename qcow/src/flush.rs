@@ -232,6 +232,9 @@ impl Qcow2 {
             if left == 0 {
                 writing.freed.push(cluster);
                 writing.held.insert(cluster);
+                // No compressed cluster is put behind those that were there.
+                let index = |at| self.geometry.index(at);
+                writing.packing = writing.packing.filter(|&at| index(at) != cluster);
             }
         }
         Ok(())

@@ -31,7 +31,7 @@ pub struct Image {
     /// Top first, never empty.
     pub(crate) layers: Vec<Layer>,
     backing: Option<Backing>,
-    decompressed: Decompressed,
+    pub(crate) decompressed: Decompressed,
 }
 
 impl std::fmt::Debug for Image {

@@ -78,6 +78,7 @@ mod layer;
 mod map;
 pub mod ops;
 mod options;
+mod pack;
 mod pin;
 mod plan;
 mod prepare;
@@ -94,7 +95,7 @@ use std::io;
 
 pub use chain::{Format, Opener, ReferencePolicy};
 pub use check::{CheckOptions, CheckReport, Finding, Problem, check};
-pub use compress::Compression;
+pub use compress::{CompressedCluster, Compression, Compressor};
 pub use create::{CreateOptions, DataFile, Preallocation, create};
 pub use error::{Error, Result, Violation};
 pub use image::{Backing, Image};

@@ -223,16 +223,14 @@ impl Qcow2 {
 
     /// Commits clusters whose data is written, or gives them back if that failed.
     pub(crate) fn finish(&self, prepared: &Prepared, filled: Result<()>) -> Result<()> {
-        let mut state = self.state();
-        let State {
-            tables,
-            writing: Some(writing),
-        } = &mut *state
-        else {
-            return filled;
-        };
         let cluster = self.geometry.cluster();
-        let done = filled.and_then(|()| {
+        let clusters = prepared.guest.end - prepared.guest.start;
+        let taken = if prepared.own {
+            0..0
+        } else {
+            self.geometry.span(prepared.host, clusters * cluster)
+        };
+        self.end_claim(&prepared.claim, taken, filled, |tables, writing| {
             let (mut guest, mut host) = (prepared.guest.start, prepared.host);
             self.change(tables, writing, prepared.guest.clone(), &mut |old| {
                 let bits = self.geometry.touched(&prepared.touch, guest);
@@ -249,14 +247,34 @@ impl Qcow2 {
                 };
                 guest += 1;
                 host += cluster;
+                let new = Mapping::Standard(new);
                 Some((new, if prepared.own { None } else { Some(old) }))
             })
-        });
-        if done.is_err() && !prepared.own {
-            let clusters = prepared.guest.end - prepared.guest.start;
-            writing.drop_clusters(self.geometry.span(prepared.host, clusters * cluster));
+        })
+    }
+
+    /// Lets go of a claim: commits, or gives back the host clusters that were `taken` if that or
+    /// what came before it failed.
+    pub(crate) fn end_claim(
+        &self,
+        claim: &Range<u64>,
+        taken: Range<u64>,
+        filled: Result<()>,
+        commit: impl FnOnce(&mut Tables, &mut Writing) -> Result<()>,
+    ) -> Result<()> {
+        let mut state = self.state();
+        let State {
+            tables,
+            writing: Some(writing),
+        } = &mut *state
+        else {
+            return filled;
+        };
+        let done = filled.and_then(|()| commit(tables, writing));
+        if done.is_err() {
+            writing.drop_clusters(taken);
         }
-        if let Some(at) = writing.allocating.iter().position(|c| *c == prepared.claim) {
+        if let Some(at) = writing.allocating.iter().position(|c| c == claim) {
             writing.allocating.swap_remove(at);
         }
         drop(state);
@@ -272,7 +290,7 @@ impl Qcow2 {
         tables: &mut Tables,
         writing: &mut Writing,
         guest: Range<u64>,
-        decide: &mut dyn FnMut(Mapping) -> Option<(Standard, Option<Mapping>)>,
+        decide: &mut dyn FnMut(Mapping) -> Option<(Mapping, Option<Mapping>)>,
     ) -> Result<()> {
         let width = self.geometry.l2_entry() as usize;
         let mut places = Vec::new();

@@ -41,6 +41,11 @@ impl Refcounts {
         })
     }
 
+    /// The most that a refcount can be.
+    pub(crate) fn most(&self) -> u64 {
+        u64::MAX >> (64 - (1 << self.order))
+    }
+
     /// Clusters that one block counts.
     pub(crate) fn per_block(&self) -> u64 {
         (self.geometry.cluster() * 8) >> self.order

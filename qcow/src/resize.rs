@@ -186,7 +186,7 @@ impl Alone<'_> {
                 } else {
                     Standard::default()
                 };
-                Some((new, Some(old)))
+                Some((Mapping::Standard(new), Some(old)))
             })?;
         }
         Ok(())

@@ -36,6 +36,9 @@ pub(crate) struct Writing {
     pub(crate) draining: VecDeque<(u64, Vec<u64>)>,
     /// All of `freed` and `draining`.
     pub(crate) held: HashSet<u64>,
+    /// The first free byte behind the last compressed cluster, in a host cluster that the next one
+    /// may share.
+    pub(crate) packing: Option<u64>,
     /// A flush runs.
     pub(crate) flushing: bool,
     /// An operation runs that must be alone.
@@ -105,6 +108,7 @@ impl Qcow2 {
             freed: Vec::new(),
             draining: VecDeque::new(),
             held: HashSet::new(),
+            packing: None,
             flushing: false,
             alone: false,
             low: 1,

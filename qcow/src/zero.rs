@@ -161,7 +161,8 @@ impl Image {
                 let mut of = at;
                 qcow2.change(tables, writing, part.clone(), &mut |old| {
                     of += 1;
-                    decide(old, &change(of - 1))
+                    let (new, gone) = decide(old, &change(of - 1))?;
+                    Some((Mapping::Standard(new), gone))
                 })?;
             }
             at = part.end;

@@ -57,7 +57,9 @@ fn with_fault(n: i64, kind: ErrorKind) -> bool {
     for _ in 0..200 {
         let op = ops.next();
         let (start, values): (u64, Vec<Vec<u8>>) = match &op {
-            Op::Write { offset, data } => (*offset, data.chunks(SECTOR).map(Vec::from).collect()),
+            Op::Write { offset, data } | Op::Compress { offset, data } => {
+                (*offset, data.chunks(SECTOR).map(Vec::from).collect())
+            }
             Op::Zero { offset, len, .. } | Op::Discard { offset, len } => {
                 (*offset, vec![vec![0; SECTOR]; *len as usize / SECTOR])
             }

@@ -10,16 +10,19 @@ pub const SECTOR: usize = 512;
 #[derive(Clone, Debug)]
 pub enum Op {
     Write { offset: u64, data: Vec<u8> },
+    Compress { offset: u64, data: Vec<u8> },
     Zero { offset: u64, len: u64, unmap: bool },
     Discard { offset: u64, len: u64 },
     Flush,
 }
 
-/// Makes requests: most of them writes, some unaligned to clusters, some long.
+/// Makes requests: most of them writes, some unaligned to clusters, some long, some compressed.
 pub struct Ops {
     pub random: Random,
     pub size: u64,
     pub cluster: u64,
+    /// Whether the image can have compressed clusters.
+    pub compressed: bool,
     stamp: u64,
 }
 
@@ -29,6 +32,7 @@ impl Ops {
             random: Random(seed),
             size,
             cluster,
+            compressed: true,
             stamp: seed << 32,
         }
     }
@@ -49,16 +53,27 @@ impl Ops {
         (offset * SECTOR as u64, len * SECTOR as u64)
     }
 
+    fn data(&mut self, len: u64) -> Vec<u8> {
+        let mut data = Vec::new();
+        for _ in 0..len / SECTOR as u64 {
+            // Each sector is like no other.
+            self.stamp += 1;
+            (0..SECTOR / 8).for_each(|_| data.extend(self.stamp.to_le_bytes()));
+        }
+        data
+    }
+
     pub fn next(&mut self) -> Op {
         let (offset, len) = self.range();
         match self.random.below(20) {
+            0..=3 if self.compressed => {
+                let end = (offset + len).next_multiple_of(self.cluster).min(self.size);
+                let offset = offset - offset % self.cluster;
+                let data = self.data(end - offset);
+                Op::Compress { offset, data }
+            }
             0..=11 => {
-                let mut data = Vec::new();
-                for _ in 0..len / SECTOR as u64 {
-                    // Each sector is like no other.
-                    self.stamp += 1;
-                    (0..SECTOR / 8).for_each(|_| data.extend(self.stamp.to_le_bytes()));
-                }
+                let data = self.data(len);
                 Op::Write { offset, data }
             }
             12..=14 => Op::Zero {
@@ -75,6 +90,7 @@ impl Ops {
 pub fn perform(image: &Image, op: &Op) -> Result<(), Error> {
     match op {
         Op::Write { offset, data } => image.write(*offset, data),
+        Op::Compress { offset, data } => image.write_compressed(*offset, data),
         Op::Zero { offset, len, unmap } => image.write_zeroes(*offset, *len, *unmap),
         Op::Discard { offset, len } => image.discard(*offset, *len),
         Op::Flush => image.flush(),
@@ -85,7 +101,7 @@ pub fn perform(image: &Image, op: &Op) -> Result<(), Error> {
 /// which.
 pub fn mirror(model: &mut [u8], image: &Image, op: &Op) {
     match op {
-        Op::Write { offset, data } => {
+        Op::Write { offset, data } | Op::Compress { offset, data } => {
             model[*offset as usize..][..data.len()].copy_from_slice(data);
         }
         Op::Zero { offset, len, .. } => model[*offset as usize..][..*len as usize].fill(0),
