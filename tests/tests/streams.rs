@@ -1,8 +1,10 @@
 //! Standard input, output and error of the guest's command: binary-clean, apart, independent.
 
 use std::io::{BufRead, BufReader, Read};
+use std::time::Duration;
 
 use cowshed_tests::cowshed::Cowshed;
+use cowshed_tests::process;
 use cowshed_tests::skip::kvm_is_here;
 use rustix::process::Signal;
 
@@ -79,6 +81,26 @@ fn sigterm_reaches_the_command() {
     stdout.read_to_string(&mut rest).unwrap();
     assert_eq!(rest, "caught\n");
     let _ = run.wait().expect_status(7);
+}
+
+#[test]
+fn signals_in_quick_succession_end_a_run_whose_command_does_not_mind_them() {
+    if !kvm_is_here() {
+        return;
+    }
+    let script = "trap '' INT TERM; echo ready; while :; do sleep 1; done";
+    let mut run = Cowshed::run().script(script).spawn();
+    let mut line = String::new();
+    let mut stdout = BufReader::new(run.take_stdout());
+    stdout.read_line(&mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    let rest = process::drain(stdout);
+    // Of equal signals that wait for one process the kernel keeps one: so more than three.
+    process::until("the run ends", Duration::from_secs(120), || {
+        run.signal(Signal::TERM);
+        rest.is_finished().then_some(())
+    });
+    let _ = run.wait().expect_status(128 + 15);
 }
 
 #[test]

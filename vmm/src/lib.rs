@@ -17,5 +17,6 @@ pub mod memory;
 pub mod pci;
 pub mod report;
 pub mod session;
+mod stderr;
 pub mod terminal;
 pub mod vcpu;

@@ -124,7 +124,7 @@ impl Machine {
 
         let vm = Arc::new(vm);
         let (pio, mmio) = (Arc::new(Bus::default()), Arc::new(Bus::default()));
-        let pci = PciBus::new(vm.clone(), mmio.clone());
+        let pci = PciBus::new(vm.clone(), &mmio);
         let interrupts = Interrupts::new(vm.clone());
         let machine = Self {
             kvm,
@@ -248,18 +248,19 @@ impl Machine {
                 fallback,
             });
         }
-        let started = Instant::now();
-        let vcpus = vcpus
-            .into_iter()
-            .map(|vcpu| vcpu.start(self.end.clone()))
-            .collect::<io::Result<_>>()
-            .map_err(|source| Error::Io("start a vCPU's thread", source))?;
-        Ok(RunningMachine {
-            vcpus,
+        let mut machine = RunningMachine {
+            vcpus: Vec::with_capacity(vcpus.len()),
             pci,
             _memory: self.memory,
-            started,
-        })
+            started: Instant::now(),
+        };
+        for vcpu in vcpus {
+            // If it fails, the machine is dropped, which stops those that run.
+            let running = vcpu.start(self.end.clone());
+            let running = running.map_err(|source| Error::Io("start a vCPU's thread", source))?;
+            machine.vcpus.push(running);
+        }
+        Ok(machine)
     }
 }
 
@@ -276,6 +277,13 @@ impl RunningMachine {
     }
 }
 
+impl Drop for RunningMachine {
+    /// Guest memory must outlive the vCPUs; each device stops itself.
+    fn drop(&mut self) {
+        self.stop_vcpus();
+    }
+}
+
 /// Puts the boot vCPU where the kernel expects to be entered. The others wait for its call.
 fn enter(fd: &VcpuFd, entry: &boot::Entry) -> Result<(), kvm_ioctls::Error> {
     fd.set_sregs(&entry.sregs(fd.get_sregs()?))?;
@@ -286,3 +294,7 @@ fn enter(fd: &VcpuFd, entry: &boot::Entry) -> Result<(), kvm_ioctls::Error> {
 fn failed(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
     move |source| Error::Kvm(what, source)
 }
+
+#[cfg(test)]
+#[path = "machine_tests.rs"]
+mod tests;

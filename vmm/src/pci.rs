@@ -2,7 +2,7 @@
 //! BARs that decode, each mapped on the memory bus with its doorbells as ioeventfds.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use cowshed_devices::bus::{Bus, BusDevice};
 use cowshed_devices::pci::{BarMapping, Doorbell, PciFunction, SharedFunction};
@@ -18,7 +18,8 @@ const BAR0: u16 = 0x10;
 /// Bus 0 and what is plugged into it.
 pub struct PciBus {
     vm: Arc<VmFd>,
-    mmio: Arc<Bus>,
+    /// Not held: this bus's own registers are on it, and so it holds us.
+    mmio: Weak<Bus>,
     slots: Vec<Slot>,
     next_bar: u64,
 }
@@ -31,11 +32,11 @@ struct Slot {
 
 impl PciBus {
     /// A bus with the host bridge in slot 0, whose BARs will appear on `mmio`.
-    pub fn new(vm: Arc<VmFd>, mmio: Arc<Bus>) -> Self {
+    pub fn new(vm: Arc<VmFd>, mmio: &Arc<Bus>) -> Self {
         let bridge = Slot::new(Arc::new(HostBridge));
         Self {
             vm,
-            mmio,
+            mmio: Arc::downgrade(mmio),
             slots: vec![bridge],
             next_bar: layout::PCI_WINDOW,
         }
@@ -96,10 +97,14 @@ impl PciBus {
     /// Makes the memory bus and KVM follow what the guest has programmed. A BAR that does not
     /// lie in the window or lies over another one is not mapped: it must not shadow RAM.
     fn remap(&self, slot: &Slot, mapped: &mut Vec<BarMapping>, wanted: &[BarMapping]) {
+        // The vCPU whose write led here holds it.
+        let Some(mmio) = self.mmio.upgrade() else {
+            return;
+        };
         mapped.retain(|bar| {
             let keep = wanted.contains(bar);
             if !keep {
-                self.mmio.remove(bar.address);
+                mmio.remove(bar.address);
                 self.doorbells(slot, bar, |event, address| {
                     self.vm.unregister_ioevent(event, address, NoDatamatch)
                 });
@@ -114,7 +119,7 @@ impl PciBus {
                 function: slot.function.clone(),
                 bar: bar.index,
             });
-            if self.mmio.insert(bar.address, bar.size, device).is_err() {
+            if mmio.insert(bar.address, bar.size, device).is_err() {
                 tracing::warn!(
                     address = format_args!("{:#x}", bar.address),
                     "BAR over another"

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use cowshed_devices::bus::Bus;
@@ -41,6 +41,24 @@ struct Stop {
     immediate_exit: Mutex<AtomicPtr<u8>>,
 }
 
+impl Stop {
+    fn immediate_exit(&self) -> MutexGuard<'_, AtomicPtr<u8>> {
+        self.immediate_exit
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Makes the pointer null when its thread is about to let go of the vCPU.
+struct LetsGo<'a>(&'a Stop);
+
+impl Drop for LetsGo<'_> {
+    fn drop(&mut self) {
+        let pointer = self.0.immediate_exit();
+        pointer.store(std::ptr::null_mut(), Ordering::Relaxed);
+    }
+}
+
 /// Installs the handler of the signal that interrupts `KVM_RUN`. Once a process.
 pub fn prepare_kicks() -> io::Result<()> {
     extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
@@ -62,16 +80,12 @@ impl Vcpu {
         let thread = thread::Builder::new()
             .name(format!("vcpu{}", self.index))
             .spawn(move || {
-                if let Some(ending) = self.run(&shared) {
+                let mut vcpu = self;
+                // Dropped before the vCPU, also when the thread panics.
+                let _guard = LetsGo(&shared);
+                if let Some(ending) = vcpu.run(&shared) {
                     end(ending);
                 }
-                let pointer = shared
-                    .immediate_exit
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner);
-                pointer.store(std::ptr::null_mut(), Ordering::Relaxed);
-                drop(pointer);
-                drop(self);
             })?;
         Ok(Running { thread, stop })
     }
@@ -189,11 +203,7 @@ impl Running {
     /// Asks the vCPU to leave the guest; returns at once.
     pub fn request_stop(&self) {
         self.stop.wanted.store(true, Ordering::Release);
-        let pointer = self
-            .stop
-            .immediate_exit
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let pointer = self.stop.immediate_exit();
         let immediate_exit = pointer.load(Ordering::Relaxed);
         if immediate_exit.is_null() {
             return;
@@ -201,7 +211,8 @@ impl Running {
         // SAFETY: the byte lives in the mapping of a vCPU that its thread has not let go of, or
         // the pointer would be null; KVM and we are the only ones to touch it, a byte at a time.
         unsafe { AtomicU8::from_ptr(immediate_exit) }.store(1, Ordering::Release);
-        // SAFETY: the thread has not ended, as it takes the lock that we hold before it does.
+        // SAFETY: the thread has not ended: before it does, by whatever way, it takes the lock that
+        // we hold and makes the pointer null.
         unsafe { libc::pthread_kill(self.thread.as_pthread_t(), SIGRTMIN()) };
     }
 

@@ -1,5 +1,6 @@
 //! The statuses that need no guest.
 
+use std::io::Write;
 use std::process::{Command, Output};
 
 fn cowshed(args: &[&str]) -> Output {
@@ -60,4 +61,16 @@ fn doctor_speaks_json() {
     let ok = json["ok"].as_bool().unwrap();
     assert_eq!(output.status.code(), Some(if ok { 0 } else { 1 }));
     assert!(json["checks"].as_array().unwrap().len() >= 5);
+}
+
+#[test]
+fn an_error_that_nobody_reads_ends_the_run_all_the_same() {
+    let (_unread, mut full) = std::io::pipe().unwrap();
+    let size = rustix::pipe::fcntl_getpipe_size(&full).unwrap();
+    full.write_all(&vec![b'.'; size]).unwrap();
+    // With 124 if it does not end.
+    let mut run = Command::new("timeout");
+    run.args(["60", env!("CARGO_BIN_EXE_cowshed"), "run", "absent.qcow2"]);
+    let status = run.stderr(full).status().unwrap();
+    assert_eq!(status.code(), Some(125));
 }

@@ -15,6 +15,7 @@ use tracing::level_filters::LevelFilter;
 
 use crate::report::{Outcome, Report, chain, status};
 use crate::session;
+use crate::stderr::Stderr;
 
 /// Boots Linux guests on KVM in milliseconds, on copy-on-write disks.
 #[derive(Parser, Debug)]
@@ -134,7 +135,7 @@ fn start_logging(verbose: u8, format: LogFormat) {
     let log = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
+        .with_writer(|| Stderr);
     match format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),
@@ -143,7 +144,7 @@ fn start_logging(verbose: u8, format: LogFormat) {
 
 /// A line on standard error, which may be closed.
 fn say(message: &str) {
-    let _ = writeln!(std::io::stderr(), "cowshed: {message}");
+    let _ = Stderr.write_all(format!("cowshed: {message}\n").as_bytes());
 }
 
 #[cfg(test)]

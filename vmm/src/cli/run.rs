@@ -268,6 +268,8 @@ Examples:
   cowshed run --kernel vmlinux --disk data.qcow2,serial=DATA,size=20G
 
 Leaving an interactive console: Ctrl-A x ends the guest, Ctrl-A a sends a Ctrl-A.
+SIGINT (Ctrl-C), SIGTERM, SIGHUP and SIGQUIT are passed on to COMMAND. The third SIGINT or
+SIGTERM within three seconds ends the run itself, whatever the guest does, with 128+n.
 
 Exit status:
   COMMAND's own, or 128+n if signal n ended it; without COMMAND 0 when the guest

@@ -29,10 +29,12 @@ use crate::exit::Ending;
 use crate::host::Virtualization;
 use crate::machine::{self, Machine, RunningMachine};
 use crate::report::{Measures, Outcome, Report, chain};
+use crate::stderr::Stderr;
 use crate::terminal;
 use console::Console;
 use job::{Conversation, Job};
 use screen::{Closer, Screen};
+use signals::Patience;
 
 /// How long a guest may take to say hello, by the kind of host.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -100,6 +102,7 @@ struct Session<'a> {
     terminal: Option<terminal::RawMode>,
     measures: Measures,
     command_started: bool,
+    patience: Patience,
 }
 
 impl<'a> Session<'a> {
@@ -206,6 +209,7 @@ impl<'a> Session<'a> {
                 ..Measures::default()
             },
             command_started: false,
+            patience: Patience::default(),
         })
     }
 
@@ -289,7 +293,14 @@ impl<'a> Session<'a> {
             Event::Job(event) => return Some(job_outcome(event)),
             Event::Escape => return Some(Outcome::Escaped),
             Event::Signal(number) => match &self.conversation {
-                Some(conversation) if self.command_started => conversation.signal(number),
+                Some(conversation) if self.command_started => {
+                    if self.patience.ends_with(number, Instant::now()) {
+                        // Nor is anybody to wait for a reader of its output.
+                        self.run_deadline = Instant::now();
+                        return Some(Outcome::Signaled(number));
+                    }
+                    conversation.signal(number);
+                }
                 _ => return Some(Outcome::Signaled(number)),
             },
             Event::ConsolePanic | Event::Drained => {}
@@ -369,10 +380,9 @@ impl<'a> Session<'a> {
             Outcome::BootFailed(_) | Outcome::EndedWithoutStatus(_) | Outcome::Panic(_)
         );
         if unexplained && self.config.command.is_some() {
-            let mut stderr = io::stderr().lock();
             for line in self.console.last_lines() {
                 // Standard error may be closed.
-                let _ = writeln!(stderr, "  | {line}");
+                let _ = Stderr.write_all(format!("  | {line}\n").as_bytes());
             }
         }
     }
@@ -385,7 +395,7 @@ fn job_outcome(event: job::Event) -> Outcome {
         job::Event::Failed(failure, message) => match failure.shell_status() {
             Some(status) => {
                 // As a shell would say it: the command's own standard error.
-                let _ = writeln!(io::stderr(), "cowshed: {message}");
+                let _ = Stderr.write_all(format!("cowshed: {message}\n").as_bytes());
                 Outcome::Exited(status)
             }
             None => Outcome::BootFailed(message),

@@ -2,11 +2,34 @@
 
 use std::io;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use libc::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
 /// The signals that are passed on or end the run in good order.
 const FORWARDED: [libc::c_int; 4] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT];
+
+/// The third SIGINT or SIGTERM within this time is meant for us: whoever sends them has seen that
+/// the guest does not mind.
+const INSISTENCE: Duration = Duration::from_secs(3);
+
+/// Whether whoever sends signals insists.
+#[derive(Default)]
+pub(super) struct Patience {
+    last_two: [Option<Instant>; 2],
+}
+
+impl Patience {
+    /// Takes note of a signal that came at `now`; true when it is one too many.
+    pub(super) fn ends_with(&mut self, number: u8, now: Instant) -> bool {
+        if !matches!(number.into(), SIGINT | SIGTERM) {
+            return false;
+        }
+        let [before, last] = self.last_two;
+        self.last_two = [last, Some(now)];
+        before.is_some_and(|before| now.duration_since(before) < INSISTENCE)
+    }
+}
 
 /// From now on `tell` hears the number of each such signal, on a thread of its own. Call it
 /// before any other thread is made: a thread that does not block them would be killed by them.
@@ -55,4 +78,21 @@ fn is_ignored(signal: libc::c_int) -> bool {
     // SAFETY: the call that fills it succeeded.
     let action: libc::sigaction = unsafe { action.assume_init() };
     action.sa_sigaction == libc::SIG_IGN
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_third_of_signals_in_quick_succession_is_one_too_many() {
+        let begin = Instant::now();
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        let int = SIGINT as u8;
+        let mut patience = Patience::default();
+        // One every two seconds: a program that is asked something from time to time.
+        assert!([0, 2, 4, 6].map(|s| patience.ends_with(int, at(s))) == [false; 4]);
+        assert!(!patience.ends_with(SIGHUP as u8, at(6)));
+        assert!(patience.ends_with(SIGTERM as u8, at(6)));
+    }
 }
