@@ -9,7 +9,7 @@ use crate::compress::Compression;
 use crate::extension::Extensions;
 use crate::image::Backing;
 
-pub(crate) use parse::read;
+pub(crate) use parse::{read, read_unplaced};
 
 /// Bit 0 of the incompatible features: refcounts are not to be trusted.
 pub(crate) const DIRTY: u64 = 1 << 0;

@@ -94,7 +94,7 @@ mod zero;
 use std::io;
 
 pub use chain::{Format, Opener, ReferencePolicy};
-pub use check::{CheckOptions, CheckReport, Finding, Problem, check};
+pub use check::{CheckOptions, CheckReport, Finding, Problem, Repair, check, repair};
 pub use compress::{CompressedCluster, Compression, Compressor};
 pub use create::{CreateOptions, DataFile, Preallocation, create};
 pub use error::{Error, Result, Violation};

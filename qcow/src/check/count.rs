@@ -1,5 +1,7 @@
 //! Counting references, window by window, and holding refcounts and flags against them.
 
+use std::collections::BTreeSet;
+
 use crate::entry::{self, COPIED, Compressed, Entry, Mapping, Standard};
 use crate::error::{Result, Violation};
 use crate::refcount;
@@ -8,6 +10,9 @@ use super::Subject;
 use super::report::{Findings, Problem};
 use super::survey::{INACTIVE, L2Table, Survey, entry_violation, for_each_entry, for_each_table};
 use super::window::{Counter, Place, Window};
+
+/// Most runs that are noted as overlapping: a bound on memory.
+const MAX_OVERLAPPING: usize = 1 << 16;
 
 /// Counts the references to the clusters of one window after the other.
 pub(super) struct Count<'a> {
@@ -22,8 +27,11 @@ pub(super) struct Count<'a> {
     first: bool,
     /// A cluster is referred to that no refcount block counts.
     pub(super) uncounted: bool,
-    /// A refcount block lies where something else is.
-    pub(super) blocks_overlap: bool,
+    /// A refcount block or the refcount table lies where another table is.
+    pub(super) refcounts_overlap: bool,
+    /// What L2 entries name as data and has a table in it: first cluster and the one behind the
+    /// last. At most [`MAX_OVERLAPPING`].
+    pub(super) overlapping: BTreeSet<(u64, u64)>,
     /// The highest cluster that has a refcount or a reference.
     highest: u64,
 }
@@ -52,7 +60,8 @@ impl<'a> Count<'a> {
             per_window: (most >> unit_bits).max(1),
             first: true,
             uncounted: false,
-            blocks_overlap: false,
+            refcounts_overlap: false,
+            overlapping: BTreeSet::new(),
             highest: 0,
         }
     }
@@ -61,7 +70,7 @@ impl<'a> Count<'a> {
     pub(super) fn run(
         &mut self,
         findings: &mut Findings,
-        visit: &mut dyn FnMut(&mut Window, &mut Findings) -> Result<()>,
+        visit: &mut dyn FnMut(&mut Window) -> Result<()>,
     ) -> Result<()> {
         let units = std::mem::take(&mut self.units);
         // Without any block there is still everything to look at.
@@ -73,10 +82,9 @@ impl<'a> Count<'a> {
             self.load()?;
             self.metadata(findings)?;
             self.l1_flags(findings)?;
-            self.bitmaps(findings)?;
             self.l2_tables(findings)?;
             self.compare(findings);
-            visit(&mut self.window, findings)?;
+            visit(&mut self.window)?;
             self.first = false;
         }
         self.units = units;
@@ -101,15 +109,12 @@ impl<'a> Count<'a> {
         Ok(())
     }
 
-    /// Counts the clusters of tables, each of which has one place and one owner.
+    /// Counts the clusters of tables, each of which has one place and one owner. Refcount
+    /// structures come last: where they overlap something, it is they that move.
     fn metadata(&mut self, findings: &mut Findings) -> Result<()> {
         let (survey, cluster) = (self.survey, self.subject.header.geometry.cluster());
         for span in &survey.spans {
             self.table(findings, span.what, span.offset, span.len, 1);
-        }
-        for &block in survey.blocks.iter().filter(|block| **block != 0) {
-            let overlaps = self.table(findings, "refcount block", block, cluster, 1);
-            self.blocks_overlap |= overlaps;
         }
         for table in &survey.tables {
             self.table(
@@ -119,6 +124,13 @@ impl<'a> Count<'a> {
                 cluster,
                 table.references,
             );
+        }
+        self.bitmaps(findings)?;
+        if let Some(span) = &survey.refcount_table {
+            self.refcounts_overlap |= self.table(findings, span.what, span.offset, span.len, 1);
+        }
+        for &block in survey.blocks.iter().filter(|block| **block != 0) {
+            self.refcounts_overlap |= self.table(findings, "refcount block", block, cluster, 1);
         }
         Ok(())
     }
@@ -231,10 +243,13 @@ impl<'a> Count<'a> {
         for (index, bytes) in bytes.chunks_exact(entry_bytes).enumerate() {
             let entry = Entry::read(bytes);
             let value = entry.descriptor;
+            if value == 0 && entry.bitmap == 0 {
+                continue;
+            }
             let at = table.offset + (index * entry_bytes) as u64;
             let mapping = Mapping::decode(entry, version, geometry);
             if self.first {
-                self.entry(findings, at, value, &mapping);
+                self.entry(findings, at, entry, &mapping);
                 if active {
                     tally(findings, &mapping, geometry.cluster(), &mut next);
                 }
@@ -245,27 +260,28 @@ impl<'a> Count<'a> {
                     host: Some(host), ..
                 })) => (host, geometry.cluster()),
                 Ok(Mapping::Compressed(Compressed { offset, len })) => (offset, len),
-                // What its other bits may mean, this is in use.
+                // Whatever its other bits may mean, this is in use.
+                Err(_) if value & entry::OFFSET == 0 => continue,
                 Err(_) => (value & entry::OFFSET, geometry.cluster()),
             };
             if !self.subject.has(offset, len) {
                 continue;
             }
-            for cluster in geometry.span(offset, len) {
-                if let Place::Here(counter) = self.refer(findings, cluster, table.references)
-                    && counter.is_metadata()
-                {
-                    findings.add(Problem::Overlap, || {
-                        entry_violation(
-                            "L2 entry",
-                            at,
-                            value,
-                            "a cluster that holds no table".into(),
-                        )
-                    });
+            let flagged = matches!(mapping, Ok(Mapping::Standard(_)));
+            let clusters = geometry.span(offset, len);
+            for cluster in clusters.clone() {
+                let place = self.refer(findings, cluster, table.references);
+                if !matches!(place, Place::Here(counter) if counter.is_metadata()) {
+                    continue;
+                }
+                let expected = "a cluster that holds no table";
+                findings.add(Problem::Overlap, || {
+                    entry_violation("L2 entry", at, value, expected.into())
+                });
+                if mapping.is_ok() && self.overlapping.len() < MAX_OVERLAPPING {
+                    self.overlapping.insert((clusters.start, clusters.end));
                 }
             }
-            let flagged = matches!(mapping, Ok(Mapping::Standard(_)));
             if active
                 && flagged
                 && let Some(stored) = self.stored(geometry.index(offset))
@@ -280,15 +296,14 @@ impl<'a> Count<'a> {
         &self,
         findings: &mut Findings,
         at: u64,
-        value: u64,
+        entry: Entry,
         mapping: &Result<Mapping, String>,
     ) {
+        let wrong = |expected: &str| Violation::new("L2 entry", at, entry, expected);
         let cluster = self.subject.header.geometry.cluster();
         let range = match mapping {
             Err(expected) => {
-                findings.add(Problem::Entry, || {
-                    entry_violation("L2 entry", at, value, expected.clone())
-                });
+                findings.add(Problem::Entry, || wrong(expected));
                 return;
             }
             Ok(Mapping::Standard(Standard { host: None, .. })) => return,
@@ -296,20 +311,18 @@ impl<'a> Count<'a> {
                 host: Some(host), ..
             })) => (*host, cluster),
             Ok(Mapping::Compressed(Compressed { offset, len })) => {
-                if value & COPIED != 0 {
+                if entry.descriptor & COPIED != 0 {
                     let expected = "COPIED never set for a compressed cluster";
-                    findings.add(Problem::Copied, || {
-                        entry_violation("L2 entry", at, value, expected.into())
-                    });
+                    findings.add(Problem::Copied, || wrong(expected));
+                }
+                if entry.bitmap != 0 {
+                    findings.add(Problem::Entry, || wrong("no subclusters if compressed"));
                 }
                 (*offset, *len)
             }
         };
         if !self.subject.has(range.0, range.1) {
-            let expected = self.subject.inside();
-            findings.add(Problem::PastEnd, || {
-                entry_violation("L2 entry", at, value, expected)
-            });
+            findings.add(Problem::PastEnd, || wrong(&self.subject.inside()));
         }
     }
 

@@ -12,11 +12,15 @@
 
 mod bitmaps;
 mod count;
+mod rebuild;
+mod relocate;
+mod repair;
 mod report;
 mod snapshots;
 mod survey;
 mod window;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -26,6 +30,7 @@ use crate::host::Host;
 use crate::storage::Storage;
 
 use count::Count;
+pub use repair::{Repair, repair};
 use report::Findings;
 pub use report::{CheckReport, Finding, Problem};
 use survey::Survey;
@@ -61,13 +66,36 @@ pub fn check(
         path: path.to_owned(),
         storage,
     };
-    let header = header::read(&host)?;
-    let subject = Subject::new(&host, &header, options)?;
-    let mut findings = Findings::new(options.max_findings);
-    findings.report.total_clusters = header.geometry.clusters(header.size);
-    let survey = Survey::read(&subject, &mut findings)?;
-    Count::new(&subject, &survey).run(&mut findings, &mut |_, _| Ok(()))?;
-    Ok(findings.report)
+    let header = header::read_unplaced(&host)?;
+    Ok(Examined::read(&host, &header, options)?.report)
+}
+
+/// What a check knows in the end.
+struct Examined {
+    report: CheckReport,
+    survey: Survey,
+    /// The refcount structures cannot be repaired where they are.
+    rebuild: bool,
+    /// Runs of clusters that L2 entries name as data, and that have a table in them.
+    overlapping: BTreeSet<(u64, u64)>,
+}
+
+impl Examined {
+    fn read(host: &Host, header: &Header, options: &CheckOptions) -> Result<Self> {
+        let subject = Subject::new(host, header, options)?;
+        let mut findings = Findings::new(&subject);
+        let survey = Survey::read(&subject, &mut findings)?;
+        let mut count = Count::new(&subject, &survey);
+        count.run(&mut findings, &mut |_| Ok(()))?;
+        let rebuild = survey.rebuild || count.uncounted || count.refcounts_overlap;
+        let overlapping = count.overlapping;
+        Ok(Examined {
+            report: findings.report,
+            rebuild,
+            overlapping,
+            survey,
+        })
+    }
 }
 
 /// What is checked.

@@ -2,6 +2,8 @@
 
 use crate::error::Violation;
 
+use super::Subject;
+
 /// What is wrong with an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -78,10 +80,14 @@ pub(super) struct Findings {
 }
 
 impl Findings {
-    pub(super) fn new(most: usize) -> Self {
+    pub(super) fn new(subject: &Subject<'_>) -> Self {
+        let header = subject.header;
         Findings {
-            report: CheckReport::default(),
-            most,
+            report: CheckReport {
+                total_clusters: header.geometry.clusters(header.size),
+                ..CheckReport::default()
+            },
+            most: subject.options.max_findings,
         }
     }
 

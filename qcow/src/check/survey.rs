@@ -42,10 +42,12 @@ pub(super) const INACTIVE: u32 = u32::MAX;
 /// What the header leads to.
 #[derive(Default)]
 pub(super) struct Survey {
-    /// All metadata but refcount blocks and L2 tables.
+    /// All metadata but the refcount structures and L2 tables.
     pub(super) spans: Vec<Span>,
     /// In the order of the file.
     pub(super) tables: Vec<L2Table>,
+    /// `None` if the header does not say where it can be.
+    pub(super) refcount_table: Option<Span>,
     /// The refcount table, without the entries that cannot be followed.
     pub(super) blocks: Vec<u64>,
     /// Offsets and entries of the bitmaps' tables.
@@ -62,7 +64,6 @@ impl Survey {
         let header = subject.header;
         let mut survey = Survey::default();
         survey.span("header", 0, header.geometry.cluster());
-        survey.refcount_table(subject, findings)?;
         survey.l1(
             subject,
             findings,
@@ -74,6 +75,7 @@ impl Survey {
         survey.merge();
         survey.bitmaps(subject, findings)?;
         survey.encryption_header(subject, findings);
+        survey.refcount_table(subject, findings)?;
         survey.check_size(subject)?;
         Ok(survey)
     }
@@ -105,9 +107,18 @@ impl Survey {
 
     fn refcount_table(&mut self, subject: &Subject<'_>, findings: &mut Findings) -> Result<()> {
         let (header, geometry) = (subject.header, subject.header.geometry);
-        let (table, clusters) = (header.refcount_table_offset, header.refcount_table_clusters);
-        let len = clusters * geometry.cluster();
-        self.span("refcount table", table, len);
+        if let Err(violation) = header.check_refcount_table(subject.file_len) {
+            self.rebuild = true;
+            findings.add(Problem::RefcountStructure, || violation);
+            return Ok(());
+        }
+        let table = header.refcount_table_offset;
+        let len = header.refcount_table_clusters * geometry.cluster();
+        self.refcount_table = Some(Span {
+            what: "refcount table",
+            offset: table,
+            len,
+        });
         let mut bytes = vec![0; len as usize];
         subject.host.read(table, &mut bytes)?;
         let mut seen = Vec::new();

@@ -30,6 +30,14 @@ impl From<Violation> for Refusal {
 
 /// Reads and checks a file's header.
 pub(crate) fn read(host: &Host) -> Result<Header> {
+    let header = read_unplaced(host)?;
+    let placed = header.check_refcount_table(host.len()?);
+    placed.map_err(|violation| host.invalid(violation))?;
+    Ok(header)
+}
+
+/// The same, but for where the refcount table is: a repair makes a new one.
+pub(crate) fn read_unplaced(host: &Host) -> Result<Header> {
     let refuse = |refusal| match refusal {
         Refusal::Invalid(violation) => host.invalid(violation),
         Refusal::Unsupported { feature, advice } => Error::Unsupported {
@@ -131,19 +139,6 @@ fn parse(bytes: &[u8], geometry: Geometry, file_len: u64) -> Result<Header, Refu
     )?;
 
     let (table, table_clusters) = (be64(bytes, 48), u64::from(be32(bytes, 56)));
-    let most = MAX_REFCOUNT_TABLE_BYTES / cluster;
-    if table_clusters == 0 || table_clusters > most {
-        let expected = format!("1 to {most}");
-        return Err(Violation::new("refcount_table_clusters", 56, table_clusters, expected).into());
-    }
-    placed(
-        "refcount_table_offset",
-        48,
-        table,
-        table_clusters * cluster,
-        geometry,
-        file_len,
-    )?;
 
     let (snapshots, snapshots_offset) = (be32(bytes, 60), be64(bytes, 64));
     if snapshots > MAX_SNAPSHOTS {
@@ -198,6 +193,32 @@ fn parse(bytes: &[u8], geometry: Geometry, file_len: u64) -> Result<Header, Refu
         tail: bytes.get(V3_LENGTH..length).unwrap_or_default().to_vec(),
         extensions,
     })
+}
+
+impl Header {
+    /// Whether the refcount table has a size that it can have, and lies in a file of `file_len` bytes.
+    pub(crate) fn check_refcount_table(&self, file_len: u64) -> Result<(), Violation> {
+        let (cluster, clusters) = (self.geometry.cluster(), self.refcount_table_clusters);
+        let most = MAX_REFCOUNT_TABLE_BYTES / cluster;
+        if clusters == 0 || clusters > most {
+            let expected = format!("1 to {most}");
+            return Err(Violation::new(
+                "refcount_table_clusters",
+                56,
+                clusters,
+                expected,
+            ));
+        }
+        let (offset, len) = (self.refcount_table_offset, clusters * cluster);
+        placed(
+            "refcount_table_offset",
+            48,
+            offset,
+            len,
+            self.geometry,
+            file_len,
+        )
+    }
 }
 
 /// A table of `len` bytes must begin at a cluster, not at the header, and lie inside the file.

@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 pub mod check;
+pub mod damage;
 pub mod model;
 pub mod storages;
 

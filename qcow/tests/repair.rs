@@ -1,0 +1,269 @@
+//! Repair: what is damaged becomes an image that QEMU calls clean too, and no byte of the disk or
+//! of a snapshot is another one.
+
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use cowshed_qcow::{
+    CheckOptions, CheckReport, Finding, Format, Image, MemoryStorage, OpenOptions, Problem, Repair,
+    Storage, check, repair,
+};
+use support::damage::{KINDS, damage, hot_spots, make, qemus, rounds, wear};
+use support::storages::{Change, CrashStorage, apply, tear};
+use support::{Random, have_qemu};
+
+const NAME: &str = "repaired.qcow2";
+
+fn repaired(
+    bytes: &[u8],
+    what: Repair,
+    options: &CheckOptions,
+) -> cowshed_qcow::Result<(CheckReport, Vec<u8>)> {
+    let storage = Arc::new(MemoryStorage::new(bytes.to_vec()));
+    let report = repair(Path::new(NAME), storage.clone(), what, options)?;
+    Ok((report, storage.to_vec()))
+}
+
+/// The disk in pieces of 512 bytes, those that can be read.
+fn content(bytes: &[u8]) -> Vec<Option<Vec<u8>>> {
+    let options = OpenOptions {
+        read_only: true,
+        ..OpenOptions::new(Format::Qcow2)
+    };
+    let storage = Arc::new(MemoryStorage::new(bytes.to_vec()));
+    let Ok(image) = Image::open_over(Path::new(NAME), storage, &options, None) else {
+        return Vec::new();
+    };
+    let piece = |at| {
+        let mut piece = vec![0; 512];
+        image.read(at, &mut piece).is_ok().then_some(piece)
+    };
+    (0..image.size() / 512).map(|i| piece(i * 512)).collect()
+}
+
+/// What a snapshot has, if QEMU can read it.
+fn snapshot(folder: &Path, image: &str, name: &str) -> Option<Vec<u8>> {
+    let output = Command::new("qemu-img")
+        .args([
+            "convert",
+            "-f",
+            "qcow2",
+            "-l",
+            name,
+            "-O",
+            "raw",
+            image,
+            "snapshot.raw",
+        ])
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    output
+        .status
+        .success()
+        .then(|| std::fs::read(folder.join("snapshot.raw")).unwrap())
+}
+
+fn assert_kept(before: &[Option<Vec<u8>>], after: &[Option<Vec<u8>>], what: &str) {
+    for (i, (before, after)) in before.iter().zip(after).enumerate() {
+        assert!(
+            before.is_none() || before == after,
+            "{what}: sector {i} changed"
+        );
+    }
+    assert!(before.len() <= after.len(), "{what}: shorter");
+}
+
+/// Problems that no repair can solve: it is not known what belongs there.
+const LASTING: &[Problem] = &[
+    Problem::Entry,
+    Problem::PastEnd,
+    Problem::Snapshot,
+    Problem::Bitmap,
+    Problem::Overlap,
+];
+
+#[test]
+fn damaged_images_are_clean_afterwards_and_keep_their_content() {
+    if !have_qemu() {
+        return;
+    }
+    for (seed, kind) in KINDS.iter().enumerate() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let image = make(folder, kind);
+        let rounds = rounds(kind, 15);
+        let hot = hot_spots(&image);
+        let mut random = Random(100 + seed as u64);
+        let (mut clean, mut lasting) = (0, 0);
+        for round in 0..rounds {
+            let mut bad = image.clone();
+            for _ in 0..1 + random.below(3) {
+                damage(&mut bad, &hot, &mut random);
+            }
+            let what = format!("{} {round}", kind.name);
+            // Now and then with windows of few counters.
+            let counter_bytes = if random.below(4) == 0 {
+                1 << 10
+            } else {
+                64 << 20
+            };
+            let options = CheckOptions {
+                counter_bytes,
+                ..CheckOptions::default()
+            };
+            let Ok((report, good)) = repaired(&bad, Repair::All, &options) else {
+                continue;
+            };
+            let before = content(&bad);
+            assert_kept(&before, &content(&good), &what);
+            std::fs::write(folder.join("bad"), &bad).unwrap();
+            std::fs::write(folder.join("good"), &good).unwrap();
+            if kind.snapshots && random.below(3) == 0 {
+                let before = snapshot(folder, "bad", "one");
+                assert!(
+                    before.is_none() || before == snapshot(folder, "good", "one"),
+                    "{what}"
+                );
+            }
+            if report.is_clean() {
+                clean += 1;
+                let (code, said) = qemus(folder, "good");
+                assert_eq!(code, 0, "{what}: {said}");
+            } else {
+                lasting += 1;
+                let known = report
+                    .findings
+                    .iter()
+                    .any(|finding| LASTING.contains(&finding.problem));
+                let narrow = kind.options.contains("refcount_bits=1")
+                    || kind.options.contains("refcount_bits=4");
+                assert!(known || narrow, "{what}: {report:#?}");
+            }
+            let (again, same) = repaired(&good, Repair::All, &options).unwrap();
+            assert_eq!(
+                again.corruptions_fixed + again.leaks_fixed,
+                0,
+                "{what}: {report:#?} {again:#?}"
+            );
+            assert!(
+                same == good || !report.is_clean(),
+                "{what}: a second repair changes it"
+            );
+
+            let (leaks, good) = repaired(&bad, Repair::Leaks, &options).unwrap();
+            assert_kept(&before, &content(&good), &what);
+            let storage: Arc<dyn Storage> = Arc::new(MemoryStorage::new(bad));
+            let found = check(Path::new(NAME), storage, &options).unwrap();
+            assert!(
+                leaks.corruptions <= found.corruptions,
+                "{what}: {found:#?} {leaks:#?}"
+            );
+            assert!(leaks.leaks <= found.leaks, "{what}");
+            if found.corruptions == 0 {
+                assert!(leaks.is_clean(), "{what}: {leaks:#?}");
+            }
+        }
+        eprintln!("{}: {clean} of {rounds} clean, {lasting} not", kind.name);
+        assert!(clean > 0, "{}: {clean} of {rounds}", kind.name);
+    }
+}
+
+/// Clusters whose refcounts are too low, and entries whose COPIED is set though it must not be:
+/// what may lose data with the next write. `None` where data overlaps tables: it moves first, and
+/// its new place has no refcount at once.
+fn dangers(bytes: &[u8]) -> Option<BTreeSet<u64>> {
+    let storage = Arc::new(MemoryStorage::new(bytes.to_vec()));
+    let options = CheckOptions {
+        max_findings: usize::MAX,
+        ..CheckOptions::default()
+    };
+    let findings = check(Path::new(NAME), storage, &options).unwrap().findings;
+    let danger = |finding: &&Finding| match finding.problem {
+        Problem::Refcount => true,
+        Problem::Copied => finding.what.expected.contains("COPIED clear"),
+        _ => false,
+    };
+    let places = findings
+        .iter()
+        .filter(danger)
+        .map(|finding| finding.what.offset)
+        .collect();
+    let overlaps = findings
+        .iter()
+        .any(|finding| finding.problem == Problem::Overlap);
+    (!overlaps).then_some(places)
+}
+
+/// A power cut in the middle of a repair: what the disk has is there still, and the next repair
+/// ends where the first one would have.
+#[test]
+fn a_repair_that_was_cut_short_is_repaired() {
+    if !have_qemu() {
+        return;
+    }
+    let kinds = KINDS.iter().filter(|kind| !kind.options.contains("2M"));
+    for (seed, kind) in kinds.enumerate() {
+        let folder = tempfile::tempdir().unwrap();
+        let image = make(folder.path(), kind);
+        let hot = hot_spots(&image);
+        let mut random = Random(200 + seed as u64);
+        let mut cuts = 0;
+        for round in 0..rounds(kind, 8) {
+            let mut bad = image.clone();
+            if round % 4 == 0 {
+                damage(&mut bad, &hot, &mut random);
+            }
+            for _ in 0..1 + random.below(4) {
+                wear(&mut bad, &mut random);
+            }
+            let storage = Arc::new(CrashStorage::default());
+            storage.now.write_at(0, &bad).unwrap();
+            let options = CheckOptions::default();
+            let what = if random.below(5) == 0 {
+                Repair::Leaks
+            } else {
+                Repair::All
+            };
+            let Ok(whole) = repair(Path::new(NAME), storage.clone(), what, &options) else {
+                continue;
+            };
+            let log = std::mem::take(&mut *storage.log.lock().unwrap());
+            let before = content(&bad);
+            let danger = dangers(&bad);
+            let mut durable = bad.clone();
+            let mut pending = 0;
+            for position in 0..=log.len() {
+                if matches!(position.checked_sub(1).map(|i| &log[i]), Some(Change::Sync)) {
+                    log[pending..position]
+                        .iter()
+                        .for_each(|change| apply(&mut durable, change));
+                    pending = position;
+                }
+                if random.below(log.len() as u64) >= 40 {
+                    continue;
+                }
+                let mut cut = durable.clone();
+                tear(&mut cut, &log[pending..position], &mut random);
+                let what = format!("{} {round}, cut at {position} of {}", kind.name, log.len());
+                assert_kept(&before, &content(&cut), &what);
+                if let Some(danger) = &danger {
+                    let now = dangers(&cut).unwrap();
+                    let new: Vec<_> = now.difference(danger).collect();
+                    assert!(new.is_empty(), "{what}: new dangers at {new:x?}");
+                }
+                let (again, good) = repaired(&cut, Repair::All, &options).unwrap();
+                assert_kept(&before, &content(&good), &what);
+                assert!(again.is_clean() || !whole.is_clean(), "{what}: {again:#?}");
+                cuts += 1;
+            }
+        }
+        assert!(cuts > 0, "{}", kind.name);
+    }
+}
