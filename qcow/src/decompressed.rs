@@ -1,12 +1,13 @@
 //! The last few compressed clusters that were read, decompressed.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::PoisonError;
 
 use crate::compress;
 use crate::entry::Compressed;
 use crate::error::{Error, Result, Violation};
 use crate::qcow2::Qcow2;
+use crate::sync::Mutex;
 
 /// Bytes that are kept: two clusters of the largest size, many of the usual ones.
 const KEPT_BYTES: usize = 4 << 20;

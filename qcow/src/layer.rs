@@ -2,12 +2,12 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Result, Violation};
 use crate::host::Host;
 use crate::qcow2::{Place, Qcow2, Run};
 use crate::storage::Storage;
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// One file of a chain.
 pub(crate) enum Layer {

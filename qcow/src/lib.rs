@@ -86,6 +86,7 @@ mod qcow2;
 mod refcount;
 mod resize;
 pub mod storage;
+mod sync;
 mod way;
 mod write;
 mod writing;

@@ -1,7 +1,9 @@
 //! Epochs: a freed cluster waits for every request that began before it was freed.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
+
+use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// Counts the requests that run, by the epoch in which they began.
 #[derive(Debug, Default)]

@@ -1,7 +1,6 @@
 //! Prepare and commit: which clusters a write gets, and when the tables name them.
 
 use std::ops::Range;
-use std::sync::MutexGuard;
 
 use crate::alloc::Blocked;
 use crate::entry::{self, Entry, Mapping, Standard};
@@ -9,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::pin::Pin;
 use crate::qcow2::{Qcow2, State, Tables};
 use crate::refcount::SECTOR_ENTRIES;
+use crate::sync::MutexGuard;
 use crate::way::{Ends, Way};
 use crate::writing::Writing;
 

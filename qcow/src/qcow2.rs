@@ -1,8 +1,7 @@
 //! One qcow2 file: its tables, and what they say of a guest offset.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use crate::addr::{Geometry, be64};
 use crate::cache::Cache;
@@ -15,6 +14,8 @@ use crate::header::{self, CORRUPT, DIRTY, Header};
 use crate::host::Host;
 use crate::pin::Pins;
 use crate::storage::Storage;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::writing::Writing;
 
 /// One open qcow2 file.

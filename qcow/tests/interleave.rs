@@ -1,0 +1,387 @@
+//! The orders in which requests can meet, tried out by shuttle: many schedules of small scenarios,
+//! the same ones in each run. Built with `--cfg shuttle` only; `tests/run` says how.
+//! `SHUTTLE_SCHEDULES` asks for more than the default.
+
+#![cfg(shuttle)]
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
+
+mod support;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use cowshed_qcow::{
+    CreateOptions, Extent, Format, Image, MemoryStorage, OpenOptions, Pin, Plan, Storage, create,
+};
+use shuttle::scheduler::{PctScheduler, RandomScheduler};
+use shuttle::sync::atomic::{AtomicU64, Ordering};
+use shuttle::thread;
+use support::check::check;
+use support::model::{SECTOR, content};
+use support::storages::{Change, CrashStorage, apply};
+
+const NAME: &str = "interleave.qcow2";
+const CLUSTER: usize = 1024;
+const SIZE: usize = 32 * CLUSTER;
+
+/// Remembers every change, and lets other threads run before each sector of a call.
+struct Interleaved {
+    log: CrashStorage,
+    file: File,
+    calls: AtomicU64,
+}
+
+impl Interleaved {
+    /// Here others may run. It is no `yield_now`: who yields is taken to wait for somebody.
+    fn others(&self) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn by_sector(
+        &self,
+        offset: u64,
+        len: usize,
+        mut call: impl FnMut(u64, std::ops::Range<usize>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut done = 0;
+        while done < len {
+            self.others();
+            let next = len.min(done + SECTOR);
+            call(offset + done as u64, done..next)?;
+            done = next;
+        }
+        Ok(())
+    }
+}
+
+impl Storage for Interleaved {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let len = buf.len();
+        self.by_sector(offset, len, |at, part| self.log.read_at(at, &mut buf[part]))
+    }
+    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        self.by_sector(offset, buf.len(), |at, part| {
+            self.log.write_at(at, &buf[part])
+        })
+    }
+    fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.others();
+        self.log.zero(offset, len)
+    }
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.others();
+        self.log.punch(offset, len)
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.others();
+        self.log.sync()
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.log.len()
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.log.set_len(len)
+    }
+    /// Plans are fast where there is a file; the tests move the bytes.
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
+    }
+}
+
+/// A disk over a base whose bytes tell their sector.
+struct Disk {
+    image: Image,
+    storage: Arc<Interleaved>,
+}
+
+fn base() -> Image {
+    let bytes = (0..SIZE).map(|i| (i / SECTOR) as u8 | 0x80).collect();
+    let raw = OpenOptions {
+        read_only: true,
+        ..OpenOptions::new(Format::Raw)
+    };
+    let storage = Arc::new(MemoryStorage::new(bytes));
+    Image::open_over(Path::new("base"), storage, &raw, None).unwrap()
+}
+
+fn open(storage: Arc<dyn Storage>) -> Image {
+    let options = OpenOptions::new(Format::Qcow2);
+    Image::open_over(Path::new(NAME), storage, &options, Some(base())).unwrap()
+}
+
+impl Disk {
+    fn new() -> Arc<Self> {
+        let storage = Arc::new(Interleaved {
+            log: CrashStorage::default(),
+            file: File::open("/dev/null").unwrap(),
+            calls: AtomicU64::new(0),
+        });
+        let options = CreateOptions {
+            cluster_size: CLUSTER as u32,
+            backing: Some(("base".into(), Format::Raw)),
+            ..CreateOptions::new(SIZE as u64)
+        };
+        create(Path::new(NAME), storage.clone(), &options).unwrap();
+        storage.log.sync().unwrap();
+        let image = open(storage.clone());
+        Arc::new(Disk { image, storage })
+    }
+
+    /// Writes a cluster by a plan, as the block engine does.
+    fn write_planned(&self, cluster: usize, bytes: &[u8]) {
+        let offset = (cluster * CLUSTER) as u64;
+        match self.image.plan_write(offset, bytes.len() as u64).unwrap() {
+            Plan::Fast { extents, pin } => self.follow(&extents, pin, |at, part| {
+                self.storage.write_at(at, &bytes[part]).unwrap();
+            }),
+            Plan::Slow => self.image.write(offset, bytes).unwrap(),
+        }
+    }
+
+    /// Reads a cluster by a plan.
+    fn read_planned(&self, cluster: usize) -> Vec<u8> {
+        let offset = (cluster * CLUSTER) as u64;
+        let mut bytes = vec![0; CLUSTER];
+        match self.image.plan_read(offset, CLUSTER as u64).unwrap() {
+            Plan::Fast { extents, pin } if self.is_top(&extents) => {
+                self.follow(&extents, pin, |at, part| {
+                    self.storage.read_at(at, &mut bytes[part]).unwrap();
+                });
+            }
+            _ => self.image.read(offset, &mut bytes).unwrap(),
+        }
+        bytes
+    }
+
+    fn is_top(&self, extents: &[Extent]) -> bool {
+        let top = |extent: &Extent| !matches!(extent, Extent::File { file: 1.., .. });
+        extents.iter().all(top)
+    }
+
+    fn follow(
+        &self,
+        extents: &[Extent],
+        pin: Pin,
+        mut call: impl FnMut(u64, std::ops::Range<usize>),
+    ) {
+        let mut done = 0;
+        for &extent in extents {
+            let (Extent::File { len, .. } | Extent::Zero { len }) = extent;
+            let part = done..done + len as usize;
+            if let Extent::File { offset, .. } = extent {
+                call(offset, part.clone());
+            }
+            done = part.end;
+        }
+        drop(pin);
+    }
+
+    /// What is left after a power cut now, if nothing reaches the file but what a sync covers.
+    fn durable(&self) -> Vec<u8> {
+        let log = self.storage.log.log.lock().unwrap();
+        let synced = log
+            .iter()
+            .rposition(|change| matches!(change, Change::Sync));
+        let mut bytes = Vec::new();
+        for change in &log[..synced.unwrap_or(0)] {
+            apply(&mut bytes, change);
+        }
+        bytes
+    }
+
+    /// The disk's content after such a power cut.
+    fn durable_content(&self) -> Vec<u8> {
+        content(&open(Arc::new(MemoryStorage::new(self.durable()))))
+    }
+
+    /// Closes the image: it is clean, and was so at every change of its file but for leaks.
+    fn close(self: Arc<Self>) -> Vec<u8> {
+        let disk = Arc::into_inner(self).expect("every thread has ended");
+        let last = content(&disk.image);
+        drop(disk.image);
+        let log = std::mem::take(&mut *disk.storage.log.log.lock().unwrap());
+        let created = log
+            .iter()
+            .position(|change| matches!(change, Change::Write(0, _)));
+        let mut bytes = Vec::new();
+        for (i, change) in log.iter().enumerate() {
+            apply(&mut bytes, change);
+            // Between syncs any order is possible; in the order of the calls it must be sound too.
+            if created.is_some_and(|created| i > created + 1) && !matches!(change, Change::Sync) {
+                let report = check(&bytes);
+                assert!(report.corruptions.is_empty(), "change {i}: {report:?}");
+            }
+        }
+        let report = check(&bytes);
+        assert!(report.corruptions.is_empty(), "{report:?}");
+        assert!(report.leaks.is_empty(), "{report:?}");
+        let again = open(Arc::new(MemoryStorage::new(bytes)));
+        assert!(content(&again) == last, "opened again");
+        last
+    }
+}
+
+/// Tries a scenario with random schedules, and with those in which a few chosen switches come at
+/// the worst moment.
+fn explore(scenario: impl Fn() + Send + Sync + Clone + 'static) {
+    let schedules = std::env::var("SHUTTLE_SCHEDULES").map_or(1000, |n| n.parse().unwrap());
+    let runner = || shuttle::Config::new();
+    shuttle::Runner::new(RandomScheduler::new_from_seed(1, schedules), runner())
+        .run(scenario.clone());
+    shuttle::Runner::new(PctScheduler::new_from_seed(2, 3, schedules), runner()).run(scenario);
+}
+
+type Task = Box<dyn FnOnce(&Disk) + Send>;
+
+/// Runs tasks on the disk at the same time, each in a thread.
+fn together(disk: &Arc<Disk>, tasks: Vec<Task>) {
+    let run = |task: Task| {
+        let disk = disk.clone();
+        thread::spawn(move || task(&disk))
+    };
+    let threads: Vec<_> = tasks.into_iter().map(run).collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}
+
+fn sector(bytes: &[u8], sector: usize) -> &[u8] {
+    &bytes[sector * SECTOR..][..SECTOR]
+}
+
+#[test]
+fn writers_of_one_cluster() {
+    explore(|| {
+        let disk = Disk::new();
+        let write = |sector: usize, byte: u8| -> Task {
+            Box::new(move |disk| {
+                disk.image
+                    .write((sector * SECTOR) as u64, &[byte; SECTOR])
+                    .unwrap();
+                let mut now = [0; SECTOR];
+                disk.image.read((sector * SECTOR) as u64, &mut now).unwrap();
+                assert!(now == [byte; SECTOR], "sector {sector} was lost at once");
+            })
+        };
+        together(&disk, vec![write(2, 1), write(3, 2), write(4, 3)]);
+        let now = disk.close();
+        for (i, byte) in [(2, 1), (3, 2), (4, 3)] {
+            assert!(sector(&now, i) == [byte; SECTOR], "sector {i}");
+        }
+        assert!(
+            sector(&now, 5) == [0x85; SECTOR],
+            "beside the writes: the base's"
+        );
+    });
+}
+
+#[test]
+fn a_write_a_discard_and_a_flush() {
+    explore(|| {
+        let disk = Disk::new();
+        disk.image.write(0, &[1; 3 * CLUSTER]).unwrap();
+        let tasks: Vec<Task> = vec![
+            Box::new(|disk| {
+                disk.image.write(CLUSTER as u64, &[2; SECTOR]).unwrap();
+                disk.image.write(9 * CLUSTER as u64, &[3; CLUSTER]).unwrap();
+            }),
+            Box::new(|disk| disk.image.discard(0, 2 * CLUSTER as u64).unwrap()),
+            Box::new(|disk| {
+                disk.image.flush().unwrap();
+                disk.image
+                    .write(12 * CLUSTER as u64, &[4; CLUSTER])
+                    .unwrap();
+            }),
+        ];
+        together(&disk, tasks);
+        let now = disk.close();
+        assert!(
+            [[0; SECTOR], [2; SECTOR]]
+                .iter()
+                .any(|value| sector(&now, 2) == value)
+        );
+        assert!(
+            [[0; SECTOR], [1; SECTOR]]
+                .iter()
+                .any(|value| sector(&now, 3) == value)
+        );
+        assert!(now[..CLUSTER] == [0; CLUSTER], "discarded");
+        assert!(
+            now[2 * CLUSTER..3 * CLUSTER] == [1; CLUSTER],
+            "not asked for"
+        );
+        assert!(now[9 * CLUSTER..10 * CLUSTER] == [3; CLUSTER]);
+        assert!(now[12 * CLUSTER..13 * CLUSTER] == [4; CLUSTER]);
+    });
+}
+
+/// A request that has its plan goes on while its cluster is freed: nobody else gets the cluster.
+#[test]
+fn pins_against_the_reuse_of_freed_clusters() {
+    explore(|| {
+        let disk = Disk::new();
+        disk.image.write(0, &[1; CLUSTER]).unwrap();
+        disk.image.flush().unwrap();
+        let tasks: Vec<Task> = vec![
+            Box::new(|disk| disk.write_planned(0, &[2; CLUSTER])),
+            Box::new(|disk| {
+                let found = disk.read_planned(0);
+                for sector in found.chunks(SECTOR) {
+                    assert!(sector.iter().all(|&byte| byte == sector[0]));
+                    assert!(sector[0] <= 2, "bytes of another cluster: {}", sector[0]);
+                }
+            }),
+            Box::new(|disk| {
+                disk.image.discard(0, CLUSTER as u64).unwrap();
+                disk.image.flush().unwrap();
+                disk.image.flush().unwrap();
+                disk.image.write(5 * CLUSTER as u64, &[3; CLUSTER]).unwrap();
+            }),
+        ];
+        together(&disk, tasks);
+        let now = disk.close();
+        assert!(
+            now[5 * CLUSTER..6 * CLUSTER] == [3; CLUSTER],
+            "a late write hit it"
+        );
+        assert!(sector(&now, 0)[0] <= 2);
+    });
+}
+
+/// A flush makes durable what had ended before it began, whoever else writes and flushes.
+#[test]
+fn a_flush_covers_what_has_ended() {
+    explore(|| {
+        let disk = Disk::new();
+        let write_and_flush = |cluster: usize, byte: u8| -> Task {
+            Box::new(move |disk| {
+                for (part, byte) in [(0, byte), (SECTOR, byte + 1)] {
+                    let at = cluster * CLUSTER + part;
+                    disk.image.write(at as u64, &[byte; SECTOR]).unwrap();
+                    disk.image.flush().unwrap();
+                    let durable = disk.durable_content();
+                    assert!(
+                        durable[at..at + SECTOR] == [byte; SECTOR],
+                        "cluster {cluster}"
+                    );
+                }
+            })
+        };
+        // Two of one L2 slice, and one that shares a cluster with the first.
+        let tasks = vec![
+            write_and_flush(3, 1),
+            write_and_flush(4, 3),
+            Box::new(|disk: &Disk| {
+                disk.image
+                    .write_zeroes(20 * CLUSTER as u64, CLUSTER as u64, true)
+                    .unwrap()
+            }) as Task,
+        ];
+        together(&disk, tasks);
+        let now = disk.close();
+        assert!(now[20 * CLUSTER..21 * CLUSTER] == [0; CLUSTER]);
+    });
+}
