@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::alloc::Blocked;
+use crate::alloc::{Allocation, Blocked};
 use crate::error::Result;
 use crate::qcow2::{Qcow2, Tables};
 use crate::writing::Writing;
@@ -52,6 +52,23 @@ impl Alone<'_> {
                     writing.metadata.extend(row.clone());
                     return Ok(row);
                 }
+                Err(blocked) => self.unblock(tables, writing, &blocked)?,
+            }
+        }
+    }
+
+    /// Allocates one to `most` clusters in a row.
+    pub(crate) fn allocate(
+        &self,
+        tables: &mut Tables,
+        writing: &mut Writing,
+        most: u64,
+    ) -> Result<Allocation> {
+        let mut thorough = false;
+        loop {
+            match self.qcow2.allocate(tables, writing, most, thorough)? {
+                Ok(allocation) => return Ok(allocation),
+                Err(Blocked::FileFull) if !thorough => thorough = true,
                 Err(blocked) => self.unblock(tables, writing, &blocked)?,
             }
         }

@@ -132,28 +132,13 @@ pub fn create(path: &Path, storage: Arc<dyn Storage>, options: &CreateOptions) -
             (data, 0..options.size)
         }
     };
-    match options.preallocation {
-        Preallocation::Off | Preallocation::Metadata => {}
-        Preallocation::Falloc if data.allocate(place.start, place.end - place.start)? => {}
-        Preallocation::Falloc | Preallocation::Full => write_zeros(&data, place)?,
-    }
+    options.preallocation.reserve(&data, place)?;
     if options.data_file.is_some() {
         data.sync()?;
     }
     host.sync()?;
     host.write(0, &bytes)?;
     host.sync()
-}
-
-/// Writes zeros, so that the host has bytes there and no holes.
-fn write_zeros(host: &Host, mut place: std::ops::Range<u64>) -> Result<()> {
-    let zeros = vec![0; 1 << 20];
-    while !place.is_empty() {
-        let part = (place.end - place.start).min(zeros.len() as u64);
-        host.write(place.start, zeros.get(..part as usize).unwrap_or_default())?;
-        place.start += part;
-    }
-    Ok(())
 }
 
 /// The header of a new image.

@@ -1,8 +1,11 @@
-//! Emptying an image: its backing file shows through everywhere.
+//! Giving back what whole clusters have, and the tables that only they need.
 
+use std::ops::Range;
+
+use crate::alone::Alone;
+use crate::entry::{Mapping, Standard};
 use crate::error::{Error, Result};
 use crate::image::Image;
-use crate::qcow2::Qcow2;
 
 impl Image {
     /// Forgets what the disk's clusters have: the backing file shows through, or zeros do.
@@ -12,42 +15,91 @@ impl Image {
     /// The image is a raw file, cannot be written, or a table is wrong.
     pub fn make_empty(&self) -> Result<()> {
         if let Some(qcow2) = self.writable_top()? {
-            return qcow2.make_empty();
+            let alone = qcow2.alone()?;
+            alone.clear(0..qcow2.geometry.clusters(qcow2.size()), 0)?;
+            return qcow2.flush_alone();
         }
-        let file = self.layers.first().map(|layer| layer.host().path.clone());
         Err(Error::Unsupported {
-            file: file.unwrap_or_default(),
+            file: self.path().to_owned(),
             feature: "the raw format".into(),
             advice: "only a qcow2 image can be empty",
         })
     }
 }
 
-impl Qcow2 {
-    fn make_empty(&self) -> Result<()> {
-        let _alone = self.alone()?;
-        let (geometry, cluster) = (self.geometry, self.geometry.cluster());
-        let covers = geometry.l2_entries() * cluster;
-        for index in 0..geometry.l1_entries(self.size()) {
-            let mut state = self.state();
-            let (tables, writing) = self.split(&mut state)?;
-            let Some((table, _)) = self.l2_table(tables, index as usize)? else {
-                continue;
-            };
-            let start = index * covers;
-            self.mappings(tables, start, covers, &mut |_, _, mapping| {
-                writing.drop_mapping(mapping, self);
-                true
-            })?;
-            writing.drop_clusters(geometry.span(table, 1));
-            writing.metadata.remove(&geometry.index(table));
-            self.set_l1(tables, writing, index as usize, 0);
-            let strained = writing.is_strained();
-            drop(state);
-            if strained {
-                self.flush_alone()?;
+impl Alone<'_> {
+    /// Gives back whole clusters, in or past the disk. Those before the cluster `zeroed` become
+    /// zero clusters, the others unallocated.
+    pub(crate) fn clear(&self, clusters: Range<u64>, zeroed: u64) -> Result<()> {
+        let per_table = self.qcow2.geometry.l2_entries();
+        let first = clusters.start / per_table;
+        let last = self.qcow2.state().tables.l1.len() as u64;
+        for index in first..last.min(clusters.end.div_ceil(per_table)) {
+            let table = index * per_table..(index + 1) * per_table;
+            let part = table.start.max(clusters.start)..table.end.min(clusters.end);
+            if part == table && part.start >= zeroed {
+                self.clear_table(index as usize)?;
+            } else {
+                self.clear_entries(index as usize, part, zeroed)?;
             }
         }
-        self.flush_alone()
+        Ok(())
+    }
+
+    /// Gives back all clusters that an L2 table names, and the table.
+    fn clear_table(&self, index: usize) -> Result<()> {
+        let qcow2 = self.qcow2;
+        self.keep_within_bounds()?;
+        let mut state = qcow2.state();
+        let (tables, writing) = qcow2.split(&mut state)?;
+        let Some((table, _)) = qcow2.l2_table(tables, index)? else {
+            return Ok(());
+        };
+        // All of them or, after an error, none.
+        let mut gone = Vec::new();
+        let covers = qcow2.geometry.l2_entries() * qcow2.geometry.cluster();
+        let start = index as u64 * covers;
+        qcow2.mappings(tables, start, covers, &mut |_, _, mapping| {
+            if mapping != Mapping::NONE {
+                gone.push(mapping);
+            }
+            true
+        })?;
+        for mapping in gone {
+            writing.drop_mapping(mapping, qcow2);
+        }
+        qcow2.set_l1(tables, writing, index, 0);
+        writing.drop_table(qcow2.geometry.span(table, 1));
+        Ok(())
+    }
+
+    /// Gives back some of the clusters that an L2 table names.
+    fn clear_entries(&self, index: usize, clusters: Range<u64>, zeroed: u64) -> Result<()> {
+        let qcow2 = self.qcow2;
+        let per_slice = qcow2.geometry.slice() / qcow2.geometry.l2_entry();
+        let mut at = clusters.start;
+        while at < clusters.end {
+            let part = at..((at / per_slice + 1) * per_slice).min(clusters.end);
+            at = part.end;
+            self.keep_within_bounds()?;
+            let mut state = qcow2.state();
+            let (tables, writing) = qcow2.split(&mut state)?;
+            if qcow2.l2_table(tables, index)?.is_none() && part.start >= zeroed {
+                return Ok(());
+            }
+            self.own_table(tables, writing, index)?;
+            let mut cluster = part.start;
+            qcow2.change(tables, writing, part, &mut |old| {
+                let zero = cluster < zeroed;
+                cluster += 1;
+                let new = if zero {
+                    Standard::ZERO
+                } else {
+                    Standard::default()
+                };
+                Some((Mapping::Standard(new), Some(old)))
+            })?;
+        }
+        Ok(())
     }
 }

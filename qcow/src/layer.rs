@@ -44,11 +44,9 @@ impl Raw {
         })
     }
 
-    /// Cuts or grows the file.
-    pub(crate) fn set_size(&self, size: u64) -> Result<()> {
-        self.host.set_len(size)?;
+    /// Makes known that the file was cut or has grown.
+    pub(crate) fn set_size(&self, size: u64) {
         self.size.store(size, Ordering::Release);
-        self.host.sync()
     }
 }
 

@@ -81,6 +81,7 @@ mod options;
 mod pack;
 mod pin;
 mod plan;
+mod preallocate;
 mod prepare;
 mod qcow2;
 mod refcount;

@@ -7,10 +7,10 @@
 use std::ops::Range;
 
 use crate::alone::Alone;
-use crate::entry::{Mapping, Standard};
+use crate::create::Preallocation;
 use crate::error::{Error, Result};
 use crate::image::Image;
-use crate::layer::Layer;
+use crate::layer::{Layer, Raw};
 use crate::qcow2::{Place, Qcow2};
 
 /// How to change a disk's size.
@@ -18,6 +18,9 @@ use crate::qcow2::{Place, Qcow2};
 pub struct ResizeOptions {
     /// The disk may become smaller: what lies past its new end is lost.
     pub shrink: bool,
+    /// What is allocated of the bytes that a disk gains. A raw file has no
+    /// [`Metadata`](Preallocation::Metadata).
+    pub preallocation: Preallocation,
 }
 
 impl Image {
@@ -43,7 +46,7 @@ impl Image {
             }
             let Some(qcow2) = self.writable_top()? else {
                 return match self.layers.first() {
-                    Some(Layer::Raw(raw)) => raw.set_size(size),
+                    Some(Layer::Raw(raw)) => resize_raw(raw, size, options.preallocation),
                     _ => Ok(()),
                 };
             };
@@ -61,7 +64,8 @@ impl Image {
             return if size < old {
                 alone.shrink(size)
             } else {
-                alone.grow(old, size, self.layers.get(1).map_or(0, Layer::size))
+                let below = self.layers.get(1).map_or(0, Layer::size);
+                alone.grow(old, size, below, options.preallocation)
             };
         }
     }
@@ -83,13 +87,28 @@ impl Image {
     }
 }
 
+fn resize_raw(raw: &Raw, size: u64, preallocation: Preallocation) -> Result<()> {
+    if preallocation == Preallocation::Metadata {
+        return Err(Error::Change {
+            file: raw.host.path.clone(),
+            reason: "a raw file has no metadata to preallocate".into(),
+        });
+    }
+    let end = raw.host.len()?;
+    raw.host.set_len(size)?;
+    preallocation.reserve(&raw.host, end..size)?;
+    raw.set_size(size);
+    raw.host.sync()
+}
+
 impl Alone<'_> {
     /// `below` is the size of the backing file: where it has bytes, nothing is not zeros.
-    fn grow(&self, old: u64, size: u64, below: u64) -> Result<()> {
+    fn grow(&self, old: u64, size: u64, below: u64, preallocation: Preallocation) -> Result<()> {
         let geometry = self.qcow2.geometry;
         let clusters = geometry.clusters(old)..geometry.clusters(size);
         let zeroed = geometry.clusters(below.min(size));
-        if self.qcow2.version < 3 && zeroed > clusters.start {
+        let hidden = preallocation != Preallocation::Off || zeroed <= clusters.start;
+        if self.qcow2.version < 3 && !hidden {
             return Err(Error::Change {
                 file: self.qcow2.host.path.clone(),
                 reason: "its backing file is longer, and version 2 cannot hide what it has there: \
@@ -98,7 +117,10 @@ impl Alone<'_> {
             });
         }
         self.grow_l1(geometry.l1_entries(size))?;
-        self.clear(clusters, zeroed)?;
+        match preallocation {
+            Preallocation::Off => self.clear(clusters, zeroed)?,
+            _ => self.preallocate(clusters, zeroed, preallocation)?,
+        }
         self.qcow2.flush_alone()?;
         self.set_size(size)
     }
@@ -115,80 +137,5 @@ impl Alone<'_> {
         let (tables, _) = self.qcow2.split(&mut state)?;
         self.qcow2
             .change_header(tables, |header| header.size = size)
-    }
-
-    /// Gives back whole clusters, in or past the disk. Those before the cluster `zeroed` become
-    /// zero clusters, the others unallocated.
-    fn clear(&self, clusters: Range<u64>, zeroed: u64) -> Result<()> {
-        let per_table = self.qcow2.geometry.l2_entries();
-        let first = clusters.start / per_table;
-        let last = self.qcow2.state().tables.l1.len() as u64;
-        for index in first..last.min(clusters.end.div_ceil(per_table)) {
-            let table = index * per_table..(index + 1) * per_table;
-            let part = table.start.max(clusters.start)..table.end.min(clusters.end);
-            if part == table && part.start >= zeroed {
-                self.clear_table(index as usize)?;
-            } else {
-                self.clear_entries(index as usize, part, zeroed)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Gives back all clusters that an L2 table names, and the table.
-    fn clear_table(&self, index: usize) -> Result<()> {
-        let qcow2 = self.qcow2;
-        self.keep_within_bounds()?;
-        let mut state = qcow2.state();
-        let (tables, writing) = qcow2.split(&mut state)?;
-        let Some((table, _)) = qcow2.l2_table(tables, index)? else {
-            return Ok(());
-        };
-        // All of them or, after an error, none.
-        let mut gone = Vec::new();
-        let covers = qcow2.geometry.l2_entries() * qcow2.geometry.cluster();
-        let start = index as u64 * covers;
-        qcow2.mappings(tables, start, covers, &mut |_, _, mapping| {
-            if mapping != Mapping::NONE {
-                gone.push(mapping);
-            }
-            true
-        })?;
-        for mapping in gone {
-            writing.drop_mapping(mapping, qcow2);
-        }
-        qcow2.set_l1(tables, writing, index, 0);
-        writing.drop_table(qcow2.geometry.span(table, 1));
-        Ok(())
-    }
-
-    /// Gives back some of the clusters that an L2 table names.
-    fn clear_entries(&self, index: usize, clusters: Range<u64>, zeroed: u64) -> Result<()> {
-        let qcow2 = self.qcow2;
-        let per_slice = qcow2.geometry.slice() / qcow2.geometry.l2_entry();
-        let mut at = clusters.start;
-        while at < clusters.end {
-            let part = at..((at / per_slice + 1) * per_slice).min(clusters.end);
-            at = part.end;
-            self.keep_within_bounds()?;
-            let mut state = qcow2.state();
-            let (tables, writing) = qcow2.split(&mut state)?;
-            if qcow2.l2_table(tables, index)?.is_none() && part.start >= zeroed {
-                return Ok(());
-            }
-            self.own_table(tables, writing, index)?;
-            let mut cluster = part.start;
-            qcow2.change(tables, writing, part, &mut |old| {
-                let zero = cluster < zeroed;
-                cluster += 1;
-                let new = if zero {
-                    Standard::ZERO
-                } else {
-                    Standard::default()
-                };
-                Some((Mapping::Standard(new), Some(old)))
-            })?;
-        }
-        Ok(())
     }
 }

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use cowshed_qcow::{
-    CreateOptions, Error, Format, Image, MemoryStorage, OpenOptions, ResizeOptions, Storage, create,
+    CreateOptions, Error, Format, Image, MemoryStorage, OpenOptions, Preallocation, ResizeOptions,
+    Storage, create,
 };
 use support::check::check;
 use support::model::{Ops, SECTOR, content, mirror, perform};
@@ -18,7 +19,10 @@ use support::storages::{Change, CrashStorage, FaultStorage, apply, tear};
 use support::{Files, Random, have_qemu, qemu_content, qemu_img, qemu_io};
 
 const NAME: &str = "resize.qcow2";
-const SHRINK: ResizeOptions = ResizeOptions { shrink: true };
+const SHRINK: ResizeOptions = ResizeOptions {
+    shrink: true,
+    preallocation: Preallocation::Off,
+};
 
 fn options() -> OpenOptions {
     OpenOptions {
@@ -238,6 +242,63 @@ fn growing_by_far() {
     assert_eq!(content(&image), [1; 512]);
     drop(image);
     assert_clean(&storage.to_vec(), "grown");
+}
+
+/// What a disk gains has its place, and is written there.
+#[test]
+fn preallocated() {
+    if !have_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    std::fs::write(folder.join("base.raw"), vec![7; 3 << 20]).unwrap();
+    let over = ["-b", "base.raw", "-F", "raw"];
+    let trials: [(&str, &[&str]); 5] = [
+        ("cluster_size=4k", &[]),
+        ("cluster_size=64k", &over),
+        ("extended_l2=on", &[]),
+        ("extended_l2=on", &over),
+        ("cluster_size=512,compat=0.10", &over),
+    ];
+    let (old, new) = (900_u64 << 10, 4_u64 << 20);
+    for (i, (options, backing)) in trials.into_iter().enumerate() {
+        for mode in [
+            Preallocation::Metadata,
+            Preallocation::Falloc,
+            Preallocation::Full,
+        ] {
+            let name = format!("{i}-{mode:?}");
+            let create = ["create", "-q", "-f", "qcow2", "-o", options];
+            qemu_img(
+                folder,
+                &[&create, backing, &[&name, &old.to_string()]].concat(),
+            );
+            let image = open(&folder.join(&name));
+            image.write(10_000, &[3; 500_000]).unwrap();
+            image.discard(64 << 10, 256 << 10).unwrap(); // Clusters to be used again.
+            image.flush().unwrap();
+            let mut model = content(&image);
+            let resize = ResizeOptions {
+                preallocation: mode,
+                ..ResizeOptions::default()
+            };
+            image.resize(new, &resize).unwrap();
+            model.resize(new as usize, 0);
+            assert!(content(&image) == model, "{name}");
+            let len = image.file_len().unwrap();
+            if mode != Preallocation::Metadata {
+                assert!(image.allocated().unwrap() >= new - old, "{name}");
+            }
+            image.write(1 << 20, &vec![5; 3 << 20]).unwrap();
+            model[1 << 20..].fill(5);
+            assert_eq!(image.file_len().unwrap(), len, "{name}: grew");
+            drop(image);
+            assert!(content(&open(&folder.join(&name))) == model, "{name}");
+            qemu_img(folder, &["check", "-q", "-f", "qcow2", &name]);
+            assert!(qemu_content(folder, &name, "qcow2") == model, "{name}");
+        }
+    }
 }
 
 #[test]
