@@ -9,6 +9,7 @@ use crate::image::Backing;
 use crate::layer::{Layer, Raw};
 use crate::options::OpenOptions;
 use crate::qcow2::Qcow2;
+use crate::snapshot::Selector;
 use crate::storage::{Identity, Storage};
 
 /// Files in a chain, at most.
@@ -92,6 +93,7 @@ pub(crate) fn open(
             format,
             writable,
             options.max_file_size,
+            options.snapshot.as_ref().filter(|_| layers.is_empty()),
             &mut budget,
         )?;
         layers.push(layer);
@@ -171,12 +173,28 @@ pub(crate) fn open_layer(
     format: Format,
     writable: bool,
     max_file_size: Option<u64>,
+    snapshot: Option<&Selector>,
     budget: &mut Budget,
 ) -> Result<(Layer, Option<Backing>)> {
+    let refuse = |feature: &str, advice| {
+        Err(Error::Unsupported {
+            file: path.to_owned(),
+            feature: feature.into(),
+            advice,
+        })
+    };
+    if snapshot.is_some() && writable {
+        let advice = "open it read-only, or apply the snapshot first";
+        return refuse("a snapshot, which is to be written", advice);
+    }
     match format {
+        Format::Raw if snapshot.is_some() => {
+            let advice = "only qcow2 has snapshots";
+            refuse("the raw format, of which a snapshot is asked for", advice)
+        }
         Format::Raw => Ok((Layer::Raw(Raw::open(path, storage, writable)?), None)),
         Format::Qcow2 => {
-            let qcow2 = Qcow2::open(path, storage, writable, max_file_size, budget)?;
+            let qcow2 = Qcow2::open(path, storage, writable, max_file_size, snapshot, budget)?;
             let backing = qcow2.state().tables.header.backing.clone();
             Ok((Layer::Qcow2(Box::new(qcow2)), backing))
         }

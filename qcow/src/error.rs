@@ -144,6 +144,14 @@ pub enum Error {
         /// What stands against it, and what to do.
         reason: String,
     },
+    /// No snapshot is the one that was asked for.
+    #[error("{file} has no snapshot with {wanted}: `qemu-img snapshot -l` lists those it has")]
+    NoSnapshot {
+        /// The image.
+        file: PathBuf,
+        /// ID or name.
+        wanted: String,
+    },
     /// Creation options that contradict each other or the format.
     #[error("cannot create {file}: {reason}")]
     Options {
@@ -181,6 +189,7 @@ impl Error {
             | Error::Unaligned { .. }
             | Error::Change { .. }
             | Error::Options { .. } => io::ErrorKind::InvalidInput,
+            Error::NoSnapshot { .. } => io::ErrorKind::NotFound,
             Error::Stopped => io::ErrorKind::Interrupted,
             Error::Full { .. } => io::ErrorKind::StorageFull,
         }

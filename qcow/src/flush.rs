@@ -241,7 +241,7 @@ impl Qcow2 {
     }
 
     /// Lets clusters be reused, after their bytes went back to the host.
-    fn give_back(&self, mut clusters: Vec<u64>) {
+    pub(crate) fn give_back(&self, mut clusters: Vec<u64>) {
         clusters.sort_unstable();
         let size = self.geometry.cluster();
         for run in clusters.chunk_by(|a, b| a + 1 == *b) {

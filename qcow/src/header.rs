@@ -31,7 +31,8 @@ pub(crate) const RAW_DATA: u64 = 1 << 1;
 pub(crate) const MAX_L1_BYTES: u64 = 32 << 20;
 /// Largest refcount table in bytes.
 pub(crate) const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
-const MAX_SNAPSHOTS: u32 = 65536;
+/// Snapshots that an image can have.
+pub(crate) const MAX_SNAPSHOTS: u32 = 65536;
 pub(crate) const MAX_BACKING_NAME: u32 = 1023;
 /// Bytes that are enough to tell how long a header is, and to read all of its known fields.
 const KNOWN_LENGTH: usize = 112;

@@ -72,6 +72,7 @@ impl Image {
             options.format,
             !options.read_only,
             options.max_file_size,
+            options.snapshot.as_ref(),
             &mut budget,
         )?;
         if backing.is_none() && base.is_some() {

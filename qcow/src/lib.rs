@@ -86,6 +86,7 @@ mod prepare;
 mod qcow2;
 mod refcount;
 mod resize;
+mod snapshot;
 pub mod storage;
 mod sync;
 mod way;
@@ -106,6 +107,7 @@ pub use options::OpenOptions;
 pub use pin::Pin;
 pub use plan::{Extent, Plan};
 pub use resize::ResizeOptions;
+pub use snapshot::{NewSnapshot, Selector, Snapshot};
 pub use storage::{FileStorage, MemoryStorage, Storage};
 
 /// Whether `storage` begins with qcow2's magic number. Ask it only of a file that a person named:

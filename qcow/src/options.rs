@@ -1,6 +1,7 @@
 //! How to open an image.
 
 use crate::chain::{Format, ReferencePolicy};
+use crate::snapshot::Selector;
 
 /// How to open an image.
 #[derive(Clone, Debug)]
@@ -19,6 +20,8 @@ pub struct OpenOptions {
     /// The file may not grow past this many bytes: writes that would need more fail with
     /// [`Error::Full`](crate::Error::Full).
     pub max_file_size: Option<u64>,
+    /// The snapshot of the named file that is to be the disk, which is then only read.
+    pub snapshot: Option<Selector>,
 }
 
 impl OpenOptions {
@@ -34,6 +37,7 @@ impl OpenOptions {
             backing_format: None,
             cache_bytes: Self::DEFAULT_CACHE_BYTES,
             max_file_size: None,
+            snapshot: None,
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
 
-use crate::addr::{Geometry, be64};
+use crate::addr::Geometry;
 use crate::cache::Cache;
 use crate::chain::Budget;
 use crate::compress::Compression;
@@ -13,6 +13,7 @@ use crate::error::{Error, Result, Violation};
 use crate::header::{self, CORRUPT, DIRTY, Header};
 use crate::host::Host;
 use crate::pin::Pins;
+use crate::snapshot::Selector;
 use crate::storage::Storage;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Condvar, Mutex, MutexGuard};
@@ -78,19 +79,24 @@ pub(crate) enum Place {
 }
 
 impl Qcow2 {
-    /// Reads the header and the L1 table.
+    /// Reads the header and the L1 table, those of a snapshot if one is given.
     pub(crate) fn open(
         path: &Path,
         storage: Arc<dyn Storage>,
         writable: bool,
         max_file_size: Option<u64>,
+        snapshot: Option<&Selector>,
         budget: &mut Budget,
     ) -> Result<Self> {
         let host = Host {
             path: path.to_owned(),
             storage,
         };
-        let header = header::read(&host)?;
+        let mut header = header::read(&host)?;
+        let file_len = host.len()?;
+        if let Some(snapshot) = snapshot {
+            header = header.at_snapshot(&host, file_len, snapshot)?;
+        }
         let refuse = |feature: &str, advice| {
             let file = path.to_owned();
             Err(Error::Unsupported {
@@ -125,9 +131,7 @@ impl Qcow2 {
                 ),
                 advice: "join some of its images with `qemu-img rebase` or `qemu-img convert`",
             })?;
-        let mut bytes = vec![0; header.l1_entries * 8];
-        host.read(header.l1_offset, &mut bytes)?;
-        let l1 = bytes.chunks_exact(8).map(|entry| be64(entry, 0)).collect();
+        let l1 = host.read_l1(header.l1_offset, header.l1_entries)?;
         let (version, geometry, compression) =
             (header.version, header.geometry, header.compression);
         let size = AtomicU64::new(header.size);
@@ -135,7 +139,7 @@ impl Qcow2 {
             header,
             l1,
             l2: Cache::new(geometry.slice(), cache_bytes - cache_bytes / 4),
-            file_len: host.len()?,
+            file_len,
             stopped: None,
         };
         let data = Data { host: host.clone() };

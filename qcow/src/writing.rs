@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::ops::Range;
 
-use crate::addr::{be32, be64};
 use crate::entry::Mapping;
 use crate::error::{Error, Result, Violation};
 use crate::header::{CORRUPT, Header};
 use crate::qcow2::{Qcow2, Tables};
 use crate::refcount::Refcounts;
+use crate::snapshot::table::Table;
 
 /// Clusters that may wait to be freed, or to be reused after that: a bound on memory. Past it
 /// discards do nothing, and zeroed clusters stay allocated.
@@ -181,21 +181,12 @@ impl Qcow2 {
 
     /// Adds the snapshot table and the L1 tables of the snapshots.
     fn snapshot_spans(&self, header: &Header, spans: &mut Vec<(&str, u64, u64)>) -> Result<()> {
-        const FIXED: u64 = 40;
-        let start = header.snapshots_offset;
-        let mut at = start;
-        for _ in 0..header.snapshots {
-            let mut entry = [0; FIXED as usize];
-            self.host.read(at, &mut entry)?;
-            let l1_bytes = u64::from(be32(&entry, 8)) * 8;
-            spans.push(("L1 table of a snapshot", be64(&entry, 0), l1_bytes));
-            let (id, name) = (be32(&entry, 12) >> 16, be32(&entry, 12) & 0xffff);
-            let len = FIXED + u64::from(be32(&entry, 36)) + u64::from(id) + u64::from(name);
-            at = at.saturating_add(len.next_multiple_of(8));
+        let table = Table::read(&self.host, header, self.host.len()?)?;
+        for entry in &table.entries {
+            let l1_bytes = entry.l1_entries as u64 * 8;
+            spans.push(("L1 table of a snapshot", entry.l1_offset, l1_bytes));
         }
-        if at > start {
-            spans.push(("snapshot table", start, at - start));
-        }
+        spans.push(("snapshot table", table.offset, table.len));
         let total = spans
             .iter()
             .fold(0_u64, |sum, (_, _, len)| sum.saturating_add(*len));

@@ -1,0 +1,275 @@
+//! What an operation changes in the refcounts, many at a time: summed up in memory for a window of
+//! the file's clusters, then written block by block.
+
+use std::ops::Range;
+
+use super::tree::Tree;
+use crate::error::{Error, Result, Violation};
+use crate::qcow2::Qcow2;
+use crate::refcount;
+
+/// Clusters that are summed up at a time, in 16 MiB of memory: 256 GiB of 64 KiB clusters. The
+/// trees are read again for each window. A multiple of what a slice of refcounts counts.
+const WINDOW: u64 = 1 << 22;
+
+/// References that come and go, as a sum for each cluster.
+pub(crate) struct Recount<'a> {
+    qcow2: &'a Qcow2,
+    trees: Vec<(&'a Tree, i32)>,
+    dropped: Vec<Range<u64>>,
+    /// Clusters in the file.
+    clusters: u64,
+    window: Option<Window>,
+}
+
+/// The sums for the clusters from `first` on.
+struct Window {
+    first: u64,
+    sums: Vec<i32>,
+}
+
+/// A cluster whose sum is not zero.
+struct Visit {
+    cluster: u64,
+    /// Its refcount, and where in the file that is.
+    count: u64,
+    at: u64,
+    sum: i64,
+}
+
+impl<'a> Recount<'a> {
+    /// Nothing changes yet in an image whose file ends at `file_len`.
+    pub(crate) fn new(qcow2: &'a Qcow2, file_len: u64) -> Self {
+        Recount {
+            qcow2,
+            trees: Vec::new(),
+            dropped: Vec::new(),
+            clusters: qcow2.geometry.clusters(file_len),
+            window: None,
+        }
+    }
+
+    /// What a tree refers to, its L2 tables among them, gets (1) or loses (-1) a reference.
+    pub(crate) fn tree(&mut self, tree: &'a Tree, change: i32) {
+        self.trees.push((tree, change));
+    }
+
+    /// The clusters of a table that has an end lose their reference.
+    pub(crate) fn drop_table(&mut self, clusters: Range<u64>) {
+        self.dropped.push(clusters);
+    }
+
+    /// The tables that have an end.
+    pub(crate) fn dropped(&self) -> impl Iterator<Item = u64> {
+        self.dropped.iter().cloned().flatten()
+    }
+
+    /// Whether each refcount has the references that are there, and room for those that come, and
+    /// none of metadata that stays becomes zero.
+    pub(crate) fn check(&mut self) -> Result<()> {
+        let order = self.qcow2.state().tables.header.refcount_order;
+        let most = u64::MAX >> (64 - (1 << order));
+        for first in self.windows() {
+            let window = self.sum_up(first)?;
+            let mut freed = Vec::new();
+            self.visit(&window, &mut |visit| {
+                let &Visit { count, sum, .. } = visit;
+                let new = count.checked_add_signed(sum).filter(|&new| new <= most);
+                if count < sum.unsigned_abs() {
+                    return Err(self.too_low(visit));
+                }
+                match new {
+                    None => return Err(self.too_high(visit, 1 << order)),
+                    Some(0) => freed.push(visit.cluster),
+                    Some(_) => {}
+                }
+                Ok(count)
+            })?;
+            self.may_free(&freed)?;
+            self.window = Some(window);
+        }
+        Ok(())
+    }
+
+    /// Raises what has to be raised, and makes that durable.
+    pub(crate) fn raise(&mut self) -> Result<()> {
+        let mut raised = false;
+        for first in self.windows() {
+            let window = self.sum_up(first)?;
+            raised |= self.visit(&window, &mut |visit| {
+                Ok(visit.count.saturating_add_signed(visit.sum.max(0)))
+            })?;
+            self.window = Some(window);
+        }
+        if raised {
+            self.qcow2.host.sync()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Lowers what has to be lowered, makes that durable, and frees what nothing refers to.
+    pub(crate) fn lower(&mut self) -> Result<()> {
+        for first in self.windows() {
+            let window = self.sum_up(first)?;
+            let mut freed = Vec::new();
+            let lowered = self.visit(&window, &mut |visit| {
+                let new = visit.count.saturating_add_signed(visit.sum.min(0));
+                if new == 0 {
+                    freed.push(visit.cluster);
+                }
+                Ok(new)
+            })?;
+            if lowered {
+                self.qcow2.host.sync()?;
+                self.qcow2.give_back(freed);
+            }
+            self.window = Some(window);
+        }
+        Ok(())
+    }
+
+    fn windows(&self) -> impl Iterator<Item = u64> + use<> {
+        (0..self.clusters).step_by(WINDOW as usize)
+    }
+
+    /// The window that begins at `first`, which is often the one that is there.
+    fn sum_up(&mut self, first: u64) -> Result<Window> {
+        if let Some(window) = self.window.take_if(|window| window.first == first) {
+            return Ok(window);
+        }
+        let len = WINDOW.min(self.clusters - first);
+        let mut sums = vec![0_i32; len as usize];
+        let mut add = |clusters: Range<u64>, change: i32| {
+            for cluster in clusters {
+                let sum = cluster.checked_sub(first).map(|i| sums.get_mut(i as usize));
+                if let Some(Some(sum)) = sum {
+                    *sum = sum.saturating_add(change);
+                }
+            }
+        };
+        for dropped in &self.dropped {
+            add(dropped.clone(), -1);
+        }
+        for (tree, change) in &self.trees {
+            for &table in tree.tables() {
+                add(self.qcow2.geometry.span(table, 1), *change);
+            }
+            tree.references(self.qcow2, &mut |clusters| add(clusters, *change))?;
+        }
+        Ok(Window { first, sums })
+    }
+
+    /// Visits the clusters of a window whose sums are not zero, and gives them the refcounts that
+    /// `visit` returns. Whether any differs.
+    fn visit(&self, window: &Window, visit: &mut dyn FnMut(&Visit) -> Result<u64>) -> Result<bool> {
+        let qcow2 = self.qcow2;
+        let (per_block, per_slice, order) = {
+            let mut state = qcow2.state();
+            let (tables, writing) = qcow2.split(&mut state)?;
+            let refcounts = &writing.refcounts;
+            let order = tables.header.refcount_order;
+            (refcounts.per_block(), refcounts.per_slice(), order)
+        };
+        let end = window.first + window.sums.len() as u64;
+        let mut any = false;
+        let mut next = window.first;
+        while next < end {
+            let block_start = next - next % per_block;
+            let of_block = next..end.min(block_start + per_block);
+            next = of_block.end;
+            let changes = window.changes(of_block);
+            let (Some(&(low, _)), Some(&(high, _))) = (changes.first(), changes.last()) else {
+                continue;
+            };
+            // Whole slices, as the cache has them.
+            let from = low - low % per_slice;
+            let len = (high + 1 - from).next_multiple_of(per_slice);
+            let block = {
+                let mut state = qcow2.state();
+                let (_, writing) = qcow2.split(&mut state)?;
+                writing.refcounts.block(&qcow2.host, low)?
+            };
+            let at = block.unwrap_or(0) + (((from - block_start) << order) / 8);
+            let mut bytes = vec![0; ((len << order) / 8) as usize];
+            if block.is_some() {
+                qcow2.host.read(at, &mut bytes)?;
+            }
+            let mut changed = false;
+            for (cluster, sum) in changes {
+                let index = cluster - from;
+                let count = refcount::get(&bytes, index, order);
+                let at = at + (index << order) / 8;
+                let new = visit(&Visit {
+                    cluster,
+                    count,
+                    at,
+                    sum,
+                })?;
+                if new != count {
+                    refcount::set(&mut bytes, index, order, new);
+                    changed = true;
+                }
+            }
+            if changed {
+                let mut state = qcow2.state();
+                let (_, writing) = qcow2.split(&mut state)?;
+                writing.refcounts.blocks.forget(at, bytes.len() as u64);
+                drop(state);
+                qcow2.host.write(at, &bytes)?;
+                any = true;
+            }
+        }
+        Ok(any)
+    }
+
+    /// Metadata that stays must not be freed.
+    fn may_free(&self, freed: &[u64]) -> Result<()> {
+        let mut state = self.qcow2.state();
+        let (_, writing) = self.qcow2.split(&mut state)?;
+        let cluster_bytes = self.qcow2.geometry.cluster();
+        for cluster in freed.iter().filter(|c| writing.metadata.contains(c)) {
+            let offset = cluster * cluster_bytes;
+            let is_table = self.trees.iter().any(|(tree, _)| tree.has(offset));
+            if !is_table && !self.dropped.iter().any(|range| range.contains(cluster)) {
+                let (field, expected) = ("cluster", "no metadata of another kind");
+                let value = "what a snapshot refers to as its own";
+                let violation = Violation::new(field, offset, value, expected);
+                return Err(self.qcow2.host.invalid(violation));
+            }
+        }
+        Ok(())
+    }
+
+    fn too_low(&self, visit: &Visit) -> Error {
+        let cluster = visit.cluster * self.qcow2.geometry.cluster();
+        let field = format!("refcount of the cluster at {cluster:#x}");
+        let expected = format!("at least {}", visit.sum.unsigned_abs());
+        let violation = Violation::new(field, visit.at, visit.count, expected);
+        self.qcow2.host.invalid(violation)
+    }
+
+    fn too_high(&self, visit: &Visit, bits: u32) -> Error {
+        let (cluster, count) = (visit.cluster * self.qcow2.geometry.cluster(), visit.count);
+        Error::Change {
+            file: self.qcow2.host.path.clone(),
+            reason: format!(
+                "the cluster at {cluster:#x} has the refcount {count}, and refcounts of {bits} \
+                 bits have no room for more: delete a snapshot, or convert the image to larger ones"
+            ),
+        }
+    }
+}
+
+impl Window {
+    /// The clusters of a range of the window whose sums are not zero.
+    fn changes(&self, clusters: Range<u64>) -> Vec<(u64, i64)> {
+        let range = (clusters.start - self.first) as usize..(clusters.end - self.first) as usize;
+        let sums = self.sums.get(range).unwrap_or_default();
+        let numbered = (clusters.start..).zip(sums);
+        numbered
+            .filter(|(_, sum)| **sum != 0)
+            .map(|(cluster, sum)| (cluster, i64::from(*sum)))
+            .collect()
+    }
+}

@@ -1,0 +1,131 @@
+//! The L2 tables of one L1 table, read in the file's order and in large pieces.
+
+use crate::entry::{self, Entry};
+use crate::error::{Result, Violation};
+use crate::qcow2::Qcow2;
+
+/// Adjacent L2 tables are read together up to this many bytes.
+const RUN_BYTES: u64 = 1 << 20;
+
+/// The L2 tables of an L1 table. Who walks them has the image alone, so that the file has what the
+/// caches have.
+pub(crate) struct Tree {
+    /// Offsets, in the file's order.
+    tables: Vec<u64>,
+    /// Where the file ended when the tree was made.
+    file_len: u64,
+}
+
+impl Tree {
+    /// Checks the entries of the L1 table that is at `offset` of the file. A table that two of them
+    /// name is refused: then the time for a walk is bounded by the bytes of the file.
+    pub(crate) fn new(qcow2: &Qcow2, offset: u64, l1: &[u64], file_len: u64) -> Result<Self> {
+        let wrong = |index: usize, expected: String| {
+            let at = offset + index as u64 * 8;
+            let value = format!("{:#018x}", l1.get(index).copied().unwrap_or(0));
+            qcow2
+                .host
+                .invalid(Violation::new("L1 entry", at, value, expected))
+        };
+        let mut tables = Vec::new();
+        for (index, &entry) in l1.iter().enumerate() {
+            match entry::l1(entry, qcow2.geometry).map_err(|expected| wrong(index, expected))? {
+                Some((table, _)) if table >= file_len => {
+                    let expected = format!("an L2 table before the file's end at {file_len:#x}");
+                    return Err(wrong(index, expected));
+                }
+                Some((table, _)) => tables.push((table, index)),
+                None => {}
+            }
+        }
+        tables.sort_unstable();
+        if let Some([_, (_, index)]) = tables.array_windows().find(|[a, b]| a.0 == b.0) {
+            return Err(wrong(
+                *index,
+                "an L2 table that no other entry names".into(),
+            ));
+        }
+        Ok(Tree {
+            tables: tables.into_iter().map(|(table, _)| table).collect(),
+            file_len,
+        })
+    }
+
+    /// Offsets of the L2 tables, in the file's order.
+    pub(crate) fn tables(&self) -> &[u64] {
+        &self.tables
+    }
+
+    pub(crate) fn has(&self, table: u64) -> bool {
+        self.tables.binary_search(&table).is_ok()
+    }
+
+    /// Visits the clusters that L2 entries refer to.
+    pub(crate) fn references(
+        &self,
+        qcow2: &Qcow2,
+        visit: &mut dyn FnMut(std::ops::Range<u64>),
+    ) -> Result<()> {
+        let entry_bytes = qcow2.geometry.l2_entry();
+        let mut bytes = Vec::new();
+        for run in self.runs(qcow2) {
+            self.load(qcow2, run, &mut bytes)?;
+            let start = run.first().copied().unwrap_or(0);
+            for (i, entry) in bytes.chunks_exact(entry_bytes as usize).enumerate() {
+                let at = start + i as u64 * entry_bytes;
+                let mapping = qcow2.decode(Entry::read(entry), at, self.file_len)?;
+                visit(mapping.clusters(qcow2.geometry));
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets `change` change COPIED: it gets each entry and where it is, and returns what its
+    /// descriptor is to be. What it did is in the file then, without a sync.
+    pub(crate) fn rewrite(
+        &self,
+        qcow2: &Qcow2,
+        change: &mut dyn FnMut(u64, Entry) -> Result<u64>,
+    ) -> Result<()> {
+        let entry_bytes = qcow2.geometry.l2_entry();
+        let mut bytes = Vec::new();
+        for run in self.runs(qcow2) {
+            // A reader must not put what is here now into the cache after it was changed.
+            let mut state = qcow2.state();
+            self.load(qcow2, run, &mut bytes)?;
+            let start = run.first().copied().unwrap_or(0);
+            let mut changed = false;
+            for (i, bytes) in bytes.chunks_exact_mut(entry_bytes as usize).enumerate() {
+                let entry = Entry::read(bytes);
+                let descriptor = change(start + i as u64 * entry_bytes, entry)?;
+                if descriptor != entry.descriptor {
+                    Entry {
+                        descriptor,
+                        ..entry
+                    }
+                    .write(bytes);
+                    changed = true;
+                }
+            }
+            if changed {
+                state.tables.l2.forget(start, bytes.len() as u64);
+                qcow2.host.write(start, &bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The tables in runs that lie side by side.
+    fn runs(&self, qcow2: &Qcow2) -> impl Iterator<Item = &[u64]> {
+        let cluster = qcow2.geometry.cluster();
+        let most = (RUN_BYTES / cluster).max(1) as usize;
+        self.tables
+            .chunk_by(move |a, b| a + cluster == *b)
+            .flat_map(move |run| run.chunks(most))
+    }
+
+    fn load(&self, qcow2: &Qcow2, run: &[u64], bytes: &mut Vec<u8>) -> Result<()> {
+        bytes.resize(run.len() * qcow2.geometry.cluster() as usize, 0);
+        qcow2.host.read(run.first().copied().unwrap_or(0), bytes)
+    }
+}
