@@ -103,6 +103,16 @@ pub enum Error {
         /// What was found.
         reason: String,
     },
+    /// A bitmap that is not there, or cannot be what was asked of it.
+    #[error("cannot use the bitmap {name:?} of {file}: {reason}")]
+    Bitmap {
+        /// The image.
+        file: PathBuf,
+        /// The bitmap's name.
+        name: String,
+        /// Why, and what to do.
+        reason: String,
+    },
     /// A request past the end of the disk.
     #[error("{len} bytes at {offset:#x} reach past the end of a disk of {size} bytes")]
     OutOfRange {
@@ -188,7 +198,8 @@ impl Error {
             Error::OutOfRange { .. }
             | Error::Unaligned { .. }
             | Error::Change { .. }
-            | Error::Options { .. } => io::ErrorKind::InvalidInput,
+            | Error::Options { .. }
+            | Error::Bitmap { .. } => io::ErrorKind::InvalidInput,
             Error::NoSnapshot { .. } => io::ErrorKind::NotFound,
             Error::Stopped => io::ErrorKind::Interrupted,
             Error::Full { .. } => io::ErrorKind::StorageFull,

@@ -19,7 +19,7 @@
 //!   256 MiB a chain) and refcount tables (8 MiB) are in memory whole, within the format's limits.
 //!
 //! Refused by name for now: encryption, external data files, writing an image whose dirty bit is
-//! set. Bitmaps are kept, marked as stale before the first write.
+//! set.
 //!
 //! # Example
 //!
@@ -58,6 +58,7 @@
 mod addr;
 mod alloc;
 mod alone;
+mod bitmap;
 mod cache;
 mod chain;
 mod check;
@@ -96,6 +97,7 @@ mod zero;
 
 use std::io;
 
+pub use bitmap::Bitmap;
 pub use chain::{Format, Opener, ReferencePolicy};
 pub use check::{CheckOptions, CheckReport, Finding, Problem, Repair, check, repair};
 pub use compress::{CompressedCluster, Compression, Compressor};

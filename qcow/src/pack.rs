@@ -104,6 +104,7 @@ impl Qcow2 {
         loop {
             let mut state = self.lock_to_change(claim)?;
             let (tables, writing) = self.split(&mut state)?;
+            self.mark_dirty(tables, writing, claim.clone())?;
             let found = match self.own_l2_table(tables, writing, index, thorough)? {
                 Ok(_) => self.pack(tables, writing, len, thorough)?,
                 Err(blocked) => Err(blocked),

@@ -132,10 +132,9 @@ impl Alone<'_> {
         self.qcow2.flush_alone()
     }
 
+    /// Bitmaps get their new size with the disk.
     fn set_size(&self, size: u64) -> Result<()> {
-        let mut state = self.qcow2.state();
-        let (tables, _) = self.qcow2.split(&mut state)?;
         self.qcow2
-            .change_header(tables, |header| header.size = size)
+            .edit_bitmaps(self, |edit| edit.resize(size), |header| header.size = size)
     }
 }

@@ -69,6 +69,9 @@ impl Image {
         if let Some(host) = overlap {
             return Err(qcow2.overlaps(tables, host));
         }
+        if fast {
+            qcow2.mark_dirty(tables, writing, offset..offset + len)?;
+        }
         let pin = qcow2.pins.pin();
         Ok(if fast {
             Plan::Fast { extents, pin }

@@ -65,6 +65,10 @@ pub fn check(image: &[u8]) -> Report {
         count(*block, cluster);
     }
 
+    for (offset, len) in bitmaps(&bytes, cluster) {
+        count(offset, len);
+    }
+
     // The active tree first, then those of the snapshots.
     let mut trees = vec![(l1, l1_entries)];
     let (snapshots, start) = (bytes.u32(60), bytes.u64(64));
@@ -171,6 +175,33 @@ pub fn check(image: &[u8]) -> Report {
         }
     }
     report
+}
+
+/// Places of the bitmaps' directory, tables and bits, if the autoclear bit says that they count.
+fn bitmaps(bytes: &Bytes<'_>, cluster: u64) -> Vec<(u64, u64)> {
+    let mut places = Vec::new();
+    if bytes.u32(4) < 3 || bytes.u64(88) & 1 == 0 {
+        return places;
+    }
+    let mut at = bytes.u32(100);
+    while bytes.u32(at) != 0x2385_2875 {
+        if bytes.u32(at) == 0 {
+            return places;
+        }
+        at += 8 + bytes.u32(at + 4).next_multiple_of(8);
+    }
+    let (count, len, directory) = (bytes.u32(at + 8), bytes.u64(at + 16), bytes.u64(at + 24));
+    places.push((directory, len));
+    let mut at = directory;
+    for _ in 0..count {
+        let (table, entries) = (bytes.u64(at), bytes.u32(at + 8));
+        places.push((table, entries * 8));
+        let clusters = (0..entries).map(|i| bytes.u64(table + i * 8) & OFFSET);
+        places.extend(clusters.filter(|at| *at != 0).map(|at| (at, cluster)));
+        at += (24 + bytes.u32(at + 20) + bytes.u16(at + 18)).next_multiple_of(8);
+    }
+    assert_eq!(at, directory + len, "the directory's length");
+    places
 }
 
 fn count_span(count: &mut impl FnMut(u64, u64), offset: u64, len: u64, cluster: u64) {
