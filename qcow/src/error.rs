@@ -113,6 +113,14 @@ pub enum Error {
         /// Why, and what to do.
         reason: String,
     },
+    /// No key opens the image, or none would be left that does.
+    #[error("cannot unlock {file}: {reason}")]
+    Locked {
+        /// The image.
+        file: PathBuf,
+        /// Why, and what to do.
+        reason: String,
+    },
     /// A request past the end of the disk.
     #[error("{len} bytes at {offset:#x} reach past the end of a disk of {size} bytes")]
     OutOfRange {
@@ -193,7 +201,9 @@ impl Error {
             Error::Io { source, .. } => source.kind(),
             Error::Invalid { .. } | Error::Corrupt { .. } => io::ErrorKind::InvalidData,
             Error::Unsupported { .. } => io::ErrorKind::Unsupported,
-            Error::Reference { .. } | Error::Outside { .. } => io::ErrorKind::PermissionDenied,
+            Error::Reference { .. } | Error::Outside { .. } | Error::Locked { .. } => {
+                io::ErrorKind::PermissionDenied
+            }
             Error::ReadOnly { .. } => io::ErrorKind::ReadOnlyFilesystem,
             Error::OutOfRange { .. }
             | Error::Unaligned { .. }

@@ -22,13 +22,21 @@ impl Image {
 
     /// The top image, if it can have compressed clusters.
     fn packable(&self) -> Result<&Qcow2> {
-        self.writable_top()?.ok_or_else(|| Error::Unsupported {
+        let qcow2 = self.writable_top()?.ok_or_else(|| Error::Unsupported {
             file: self
                 .layers
                 .first()
                 .map_or_else(PathBuf::new, |raw| raw.host().path.clone()),
             feature: "the raw format, which has no compressed clusters".into(),
             advice: "convert it to qcow2",
+        })?;
+        if qcow2.data.is_plain() {
+            return Ok(qcow2);
+        }
+        Err(Error::Unsupported {
+            file: qcow2.host.path.clone(),
+            feature: "encryption, and compressed clusters are never encrypted".into(),
+            advice: "write what is to be secret uncompressed",
         })
     }
 

@@ -116,6 +116,15 @@ impl Alone<'_> {
                     .into(),
             });
         }
+        let blank = preallocation != Preallocation::Off && !self.qcow2.data.is_plain();
+        if self.qcow2.version < 3 && blank {
+            return Err(Error::Change {
+                file: self.qcow2.host.path.clone(),
+                reason: "it is encrypted, and version 2 cannot preallocate encrypted zeros: make \
+                         it version 3 first"
+                    .into(),
+            });
+        }
         self.grow_l1(geometry.l1_entries(size))?;
         match preallocation {
             Preallocation::Off => self.clear(clusters, zeroed)?,

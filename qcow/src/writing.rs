@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::bitmap::{BITMAPS_VALID, Tracked};
 use crate::entry::Mapping;
 use crate::error::{Error, Result, Violation};
-use crate::header::{CORRUPT, Header};
+use crate::header::{CORRUPT, Encryption, Header};
 use crate::qcow2::{Qcow2, Tables};
 use crate::refcount::Refcounts;
 use crate::snapshot::table::Table;
@@ -137,6 +137,9 @@ impl Qcow2 {
                 refcounts.table.len() as u64 * 8,
             ),
         ];
+        if let Encryption::Luks { offset, len } = header.encryption {
+            spans.push(("LUKS header", offset, len));
+        }
         self.snapshot_spans(header, &mut spans)?;
         self.bitmap_spans(tables, &mut spans)?;
         for index in 0..refcounts.table.len() as u64 {

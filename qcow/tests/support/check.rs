@@ -52,6 +52,14 @@ pub fn check(image: &[u8]) -> Report {
     let (l1, l1_entries) = (bytes.u64(40), bytes.u32(36));
     let (table, table_clusters) = (bytes.u64(48), bytes.u32(56));
     count(l1, l1_entries * 8);
+    // Where LUKS has its header, an extension says.
+    let mut extension = if v3 { bytes.u32(100) } else { 72 };
+    while bytes.u32(extension) != 0 && extension < cluster {
+        if bytes.u32(extension) == 0x0537_be77 {
+            count(bytes.u64(extension + 8), bytes.u64(extension + 16));
+        }
+        extension += 8 + bytes.u32(extension + 4).next_multiple_of(8);
+    }
     count(table, table_clusters * cluster);
     let blocks: Vec<u64> = (0..table_clusters * cluster / 8)
         .map(|i| bytes.u64(table + i * 8))
