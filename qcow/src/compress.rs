@@ -53,6 +53,11 @@ impl Compressor {
         }
     }
 
+    /// Bytes in a cluster.
+    pub fn cluster_size(&self) -> usize {
+        self.cluster
+    }
+
     /// Compresses the content of one cluster; what is missing at its end are zeros. `None` if it
     /// would not become smaller, so that it is better written as it is.
     ///

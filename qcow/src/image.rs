@@ -75,7 +75,6 @@ impl Image {
             options.snapshot.as_ref(),
             &mut budget,
         )?;
-        budget.finish(std::slice::from_ref(&top))?;
         if backing.is_none() && base.is_some() {
             let reason = "it names none".into();
             return Err(Error::Reference {
@@ -132,6 +131,22 @@ impl Image {
     pub(crate) fn identity(&self, depth: usize) -> Option<Identity> {
         let data = self.layers.get(depth)?.data();
         data.storage.identity().ok().flatten()
+    }
+
+    /// The format of a file of the chain, 0 for the top.
+    pub fn format(&self, depth: usize) -> Option<Format> {
+        Some(match self.layers.get(depth)? {
+            Layer::Qcow2(_) => Format::Qcow2,
+            Layer::Raw(_) => Format::Raw,
+        })
+    }
+
+    /// The paths of the chain's files, the top one first.
+    pub fn paths(&self) -> Vec<&Path> {
+        self.layers
+            .iter()
+            .map(|layer| &*layer.host().path)
+            .collect()
     }
 
     /// Length of the top image's file in bytes.

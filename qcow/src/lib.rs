@@ -18,7 +18,8 @@
 //! - **Bounded**: tables are cached up to [`OpenOptions::cache_bytes`]; L1 tables (32 MiB each,
 //!   256 MiB a chain) and refcount tables (8 MiB) are in memory whole, within the format's limits.
 //!
-//! Refused by name for now: external data files, writing an image whose dirty bit is set.
+//! Refused by name for now: encryption, external data files, writing an image whose dirty bit is
+//! set. Bitmaps are kept, marked as stale before the first write.
 //!
 //! # Example
 //!
@@ -57,13 +58,11 @@
 mod addr;
 mod alloc;
 mod alone;
-mod bitmap;
 mod cache;
 mod chain;
 mod check;
 mod compress;
 mod create;
-mod crypt;
 mod data;
 mod decompressed;
 mod empty;
@@ -74,7 +73,6 @@ mod flush;
 mod header;
 mod host;
 mod image;
-mod key_slots;
 mod l1;
 mod layer;
 mod map;
@@ -98,13 +96,10 @@ mod zero;
 
 use std::io;
 
-pub use bitmap::Bitmap;
 pub use chain::{Format, Opener, ReferencePolicy};
 pub use check::{CheckOptions, CheckReport, Finding, Problem, Repair, check, repair};
 pub use compress::{CompressedCluster, Compression, Compressor};
-pub use create::{CreateOptions, DataFile, NewEncryption, Preallocation, create};
-pub use crypt::luks::KeyCost;
-pub use crypt::secret::Secret;
+pub use create::{CreateOptions, DataFile, Preallocation, create};
 pub use error::{Error, Result, Violation};
 pub use image::{Backing, Image};
 pub use map::MapEntry;

@@ -7,8 +7,7 @@ use crate::addr::Geometry;
 use crate::cache::Cache;
 use crate::chain::Budget;
 use crate::compress::Compression;
-use crate::crypt::keys::locked;
-use crate::data::{Data, Form};
+use crate::data::Data;
 use crate::entry::{self, Compressed, Content, Entry, Mapping};
 use crate::error::{Error, Result, Violation};
 use crate::header::{self, CORRUPT, DIRTY, Header};
@@ -37,8 +36,6 @@ pub(crate) struct Qcow2 {
     state: Mutex<State>,
     /// Signalled when an allocation or a flush ends.
     changed: Condvar,
-    /// Held while a key slot changes, which may take seconds.
-    pub(crate) key_slots: Mutex<()>,
     pub(crate) pins: Arc<Pins>,
 }
 
@@ -145,14 +142,7 @@ impl Qcow2 {
             file_len,
             stopped: None,
         };
-        let form = budget.keys.unlock(&host, tables.header.encryption)?;
-        if writable && matches!(form, Form::Locked) {
-            return Err(locked(&host));
-        }
-        let data = Data {
-            host: host.clone(),
-            form,
-        };
+        let data = Data { host: host.clone() };
         Ok(Qcow2 {
             host,
             data,
@@ -168,7 +158,6 @@ impl Qcow2 {
                 writing: None,
             }),
             changed: Condvar::new(),
-            key_slots: Mutex::default(),
             pins: Arc::default(),
         })
     }

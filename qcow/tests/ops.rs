@@ -86,6 +86,7 @@ fn copies_are_what_qemu_finds_identical() {
                 threads,
                 out_of_order,
                 target_is_zero,
+                ..CopyOptions::default()
             };
             let task = Task::default();
             copy(&source, &target, 0, &options, &task).unwrap();
@@ -102,6 +103,48 @@ fn copies_are_what_qemu_finds_identical() {
             let found = compare(&source, &target, false, 2, &Task::default()).unwrap();
             assert_eq!(found.difference, None, "{name}");
         }
+    }
+}
+
+#[test]
+fn compressed_copies_and_copies_over_a_base() {
+    if !have_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    chain(folder);
+    let source = open(&folder.join("top"), Format::Qcow2, true);
+    for (name, compress, only_differences, cluster) in [
+        ("compressed", true, false, "4k"),
+        ("over", false, true, "64k"),
+        ("both", true, true, "64k"),
+    ] {
+        let options = format!("cluster_size={cluster}");
+        let mut args = vec!["create", "-q", "-f", "qcow2", "-o", &options];
+        if only_differences {
+            args.extend(["-b", "base", "-F", "raw"]);
+        }
+        args.extend([name, "30M"]);
+        qemu_img(folder, &args);
+        let target = open(&folder.join(name), Format::Qcow2, false);
+        let options = CopyOptions {
+            compress,
+            only_differences,
+            target_is_zero: !only_differences,
+            threads: 3,
+            ..CopyOptions::default()
+        };
+        copy(&source, &target, 0, &options, &Task::default()).unwrap();
+        drop(target);
+        qemu_img(
+            folder,
+            &["compare", "-f", "qcow2", "-F", "qcow2", "top", name],
+        );
+        qemu_img(folder, &["check", "-q", name]);
+        let size = std::fs::metadata(folder.join(name)).unwrap().len();
+        let most = if compress { 2 << 20 } else { 9 << 20 };
+        assert!(size < most, "{name}: {size} bytes");
     }
 }
 

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use super::task::Task;
 use super::window::Windows;
-use super::zeros::nonzero;
+use super::zeros::{is_zero, nonzero};
+use crate::compress::{CompressedCluster, Compressor};
 use crate::error::Result;
 use crate::image::Image;
 
@@ -20,6 +21,11 @@ pub struct CopyOptions {
     pub out_of_order: bool,
     /// The target reads as zeros: none need to be written.
     pub target_is_zero: bool,
+    /// Clusters of which the target reads the same already, from its backing file say, are not
+    /// written.
+    pub only_differences: bool,
+    /// Clusters are compressed, if the target can have that.
+    pub compress: bool,
 }
 
 impl Default for CopyOptions {
@@ -30,6 +36,8 @@ impl Default for CopyOptions {
             threads: 4,
             out_of_order: false,
             target_is_zero: false,
+            only_differences: false,
+            compress: false,
         }
     }
 }
@@ -49,71 +57,211 @@ pub fn copy(
     let size = source.size();
     target.check_range(at, size)?;
     task.begin(size);
+    let compressor = options
+        .compress
+        .then(|| target.compressor(None))
+        .transpose()?;
+    let copying = Copying {
+        source,
+        target,
+        at,
+        options,
+        // Streams are small when they are of whole clusters.
+        compressor: compressor.filter(|_| at.is_multiple_of(target.cluster_size().into())),
+    };
     let windows = Windows::new(size);
     windows.run(options.threads, |window, buffer| {
-        let len = window.end - window.start;
-        buffer.resize(len as usize, 0);
-        let pieces = read(source, &window, options, buffer)?;
-        let write = || {
-            for piece in &pieces {
-                let (start, len) = (piece.range.start, piece.range.end - piece.range.start);
-                let from = (start - window.start) as usize;
-                if !piece.zero {
-                    let bytes = buffer.get(from..from + len as usize);
-                    target.write(at + start, bytes.unwrap_or_default())?;
-                } else if !options.target_is_zero {
-                    target.write_zeroes(at + start, len, true)?;
-                }
-            }
-            Ok(())
-        };
+        let pieces = copying.read(&window, buffer)?;
+        let write = || copying.write(&window, buffer, &pieces);
         if options.out_of_order {
             write()?;
         } else {
             windows.in_turn(&window, write)?;
         }
-        task.advance(len)
+        task.advance(window.end - window.start)
     })
 }
 
-/// What is to be written: bytes of the buffer, or zeros.
+/// What is to be written to a range of the source's disk.
 struct Piece {
     range: Range<u64>,
-    zero: bool,
+    what: What,
 }
 
-/// Reads a window into a buffer of its size, and finds what of it is zeros.
-fn read(
-    source: &Image,
-    window: &Range<u64>,
-    options: &CopyOptions,
-    buffer: &mut [u8],
-) -> Result<Vec<Piece>> {
-    let mut pieces = Vec::new();
-    source.map(window.start, window.end - window.start, &mut |entry| {
-        let (start, end) = (entry.start, entry.start + entry.len);
-        let mut add = |range: Range<u64>, zero| {
-            if !range.is_empty() {
-                pieces.push(Piece { range, zero });
-            }
+enum What {
+    Zeros,
+    /// Bytes of the buffer.
+    Bytes,
+    Compressed(CompressedCluster),
+}
+
+struct Copying<'a> {
+    source: &'a Image,
+    target: &'a Image,
+    at: u64,
+    options: &'a CopyOptions,
+    compressor: Option<Compressor>,
+}
+
+impl Copying<'_> {
+    /// Reads a window into a buffer, and finds what there is to write.
+    fn read(&self, window: &Range<u64>, buffer: &mut Vec<u8>) -> Result<Vec<Piece>> {
+        let len = window.end - window.start;
+        buffer.resize(len as usize, 0);
+        let mut ranges = Vec::new();
+        let place = |range: &Range<u64>| {
+            (range.start - window.start) as usize..(range.end - window.start) as usize
         };
-        if entry.zero && options.sparse.is_some() {
-            add(start..end, true);
-            return Ok(());
+        self.source.map(window.start, len, &mut |entry| {
+            let range = entry.start..entry.start + entry.len;
+            let bytes = buffer.get_mut(place(&range)).unwrap_or_default();
+            if !entry.zero {
+                self.source.read(range.start, bytes)?;
+            } else if entry.len < len {
+                bytes.fill(0);
+            }
+            ranges.push((range, entry.zero));
+            Ok(())
+        })?;
+        let whole = matches!(&ranges[..], [(_, true)]);
+        let unit = match &self.compressor {
+            Some(compressor) => Some(compressor.cluster_size()),
+            None => self.options.sparse.map(|unit| unit as usize),
+        };
+        let mut pieces = Vec::new();
+        match unit {
+            Some(_) if whole => pieces.push(Piece {
+                range: window.clone(),
+                what: What::Zeros,
+            }),
+            Some(unit) if self.compressor.is_some() => {
+                find(buffer, window.start, unit, &mut pieces);
+            }
+            Some(unit) => {
+                for (range, zero) in ranges {
+                    if zero {
+                        let what = What::Zeros;
+                        pieces.push(Piece { range, what });
+                    } else {
+                        let bytes = buffer.get(place(&range)).unwrap_or_default();
+                        find(bytes, range.start, unit, &mut pieces);
+                    }
+                }
+            }
+            None => {
+                if whole {
+                    buffer.fill(0);
+                }
+                let (range, what) = (window.clone(), What::Bytes);
+                pieces.push(Piece { range, what });
+            }
         }
-        let from = (start - window.start) as usize;
-        let bytes = buffer.get_mut(from..from + entry.len as usize);
-        let bytes = bytes.unwrap_or_default();
-        source.read(start, bytes)?;
-        let unit = options.sparse.map_or(bytes.len(), |unit| unit as usize);
-        let mut at = start;
-        for run in nonzero(bytes, unit) {
-            add(at..start + run.start as u64, true);
-            at = start + run.end as u64;
-            add(start + run.start as u64..at, false);
+        if self.options.only_differences {
+            pieces = self.differences(pieces, window, buffer)?;
         }
-        add(at..end, options.sparse.is_some());
+        Ok(match &self.compressor {
+            Some(compressor) => compress(*compressor, pieces, window, buffer),
+            None => pieces,
+        })
+    }
+
+    /// The clusters of `pieces` that the target has not already.
+    fn differences(
+        &self,
+        pieces: Vec<Piece>,
+        window: &Range<u64>,
+        buffer: &[u8],
+    ) -> Result<Vec<Piece>> {
+        let unit = u64::from(self.target.cluster_size());
+        let mut there = Vec::new();
+        let mut different = Vec::new();
+        for Piece { range, what } in pieces {
+            for range in parts(&range, unit) {
+                there.resize((range.end - range.start) as usize, 0);
+                self.target.read(self.at + range.start, &mut there)?;
+                let same = match what {
+                    What::Zeros => is_zero(&there),
+                    _ => {
+                        let from = (range.start - window.start) as usize;
+                        buffer.get(from..from + there.len()) == Some(&there)
+                    }
+                };
+                if !same {
+                    let zeros = matches!(what, What::Zeros);
+                    let what = if zeros { What::Zeros } else { What::Bytes };
+                    different.push(Piece { range, what });
+                }
+            }
+        }
+        Ok(different)
+    }
+
+    fn write(&self, window: &Range<u64>, buffer: &[u8], pieces: &[Piece]) -> Result<()> {
+        for Piece { range, what } in pieces {
+            let (at, len) = (self.at + range.start, range.end - range.start);
+            match what {
+                What::Zeros if self.options.target_is_zero => {}
+                What::Zeros => self.target.write_zeroes(at, len, true)?,
+                What::Compressed(cluster) => self.target.place_compressed(at, cluster)?,
+                What::Bytes => {
+                    let from = (range.start - window.start) as usize;
+                    let bytes = buffer.get(from..from + len as usize);
+                    self.target.write(at, bytes.unwrap_or_default())?;
+                }
+            }
+        }
         Ok(())
-    })?;
-    Ok(pieces)
+    }
+}
+
+/// Finds the zeros in bytes that are at `start` of the disk, in multiples of `unit`.
+fn find(bytes: &[u8], start: u64, unit: usize, pieces: &mut Vec<Piece>) {
+    let mut add = |range: Range<u64>, what| {
+        if !range.is_empty() {
+            pieces.push(Piece { range, what });
+        }
+    };
+    let mut at = start;
+    for run in nonzero(bytes, unit) {
+        add(at..start + run.start as u64, What::Zeros);
+        at = start + run.end as u64;
+        add(start + run.start as u64..at, What::Bytes);
+    }
+    add(at..start + bytes.len() as u64, What::Zeros);
+}
+
+/// The parts of a range that lie in one unit each.
+fn parts(range: &Range<u64>, unit: u64) -> impl Iterator<Item = Range<u64>> {
+    let (mut at, end) = (range.start, range.end);
+    std::iter::from_fn(move || {
+        let next = (at / unit + 1).saturating_mul(unit).min(end);
+        let part = at..next;
+        at = next;
+        (!part.is_empty()).then_some(part)
+    })
+}
+
+/// Compresses the clusters that have bytes.
+fn compress(
+    compressor: Compressor,
+    pieces: Vec<Piece>,
+    window: &Range<u64>,
+    buffer: &[u8],
+) -> Vec<Piece> {
+    let mut smaller = Vec::new();
+    for Piece { range, what } in pieces {
+        if !matches!(what, What::Bytes) {
+            smaller.push(Piece { range, what });
+            continue;
+        }
+        for range in parts(&range, compressor.cluster_size() as u64) {
+            let from = (range.start - window.start) as usize;
+            let len = (range.end - range.start) as usize;
+            let content = buffer.get(from..from + len).unwrap_or_default();
+            let compressed = compressor.compress(content);
+            let what = compressed.map_or(What::Bytes, What::Compressed);
+            smaller.push(Piece { range, what });
+        }
+    }
+    smaller
 }
