@@ -2,6 +2,7 @@
 
 mod disk_option;
 mod doctor;
+mod img;
 mod run;
 mod value;
 
@@ -27,6 +28,7 @@ use crate::stderr::Stderr;
 Examples:
   cowshed run -- uname -a        boot the default guest, run a command in it
   cowshed run debian.qcow2       boot your own image; it is not changed
+  cowshed img create -f qcow2 disk.qcow2 20G
   cowshed doctor                 check what this host offers"
 )]
 struct Cli {
@@ -46,6 +48,7 @@ struct Cli {
 enum Command {
     Run(Box<run::RunArgs>),
     Doctor(doctor::DoctorArgs),
+    Img(Box<img::ImgArgs>),
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -67,6 +70,7 @@ pub fn main() -> ExitCode {
     start_logging(cli.verbose, cli.log_format);
     match cli.command {
         Command::Doctor(args) => doctor::run(&args),
+        Command::Img(args) => img::run(*args),
         Command::Run(run) => {
             let dashes = args.last().is_some_and(|last| last == "--");
             let (report, path) = match run.into_config(dashes) {
@@ -100,6 +104,9 @@ fn refuse(error: &clap::Error, args: &[OsString]) -> ExitCode {
     let _ = error.print();
     if !error.use_stderr() {
         return ExitCode::SUCCESS;
+    }
+    if args.get(1).is_some_and(|command| command == "img") {
+        return ExitCode::from(img::FAILED);
     }
     let message = error.to_string();
     let first = message.lines().next().unwrap_or_default();

@@ -11,7 +11,7 @@ fn parse(args: &[&str]) -> Result<config::Run, UsageError> {
     let cli = Cli::try_parse_from([&["cowshed", "run"], args].concat()).unwrap();
     match cli.command {
         Command::Run(run) => run.into_config(args.last() == Some(&"--")),
-        Command::Doctor(_) => unreachable!(),
+        Command::Doctor(_) | Command::Img(_) => unreachable!(),
     }
 }
 

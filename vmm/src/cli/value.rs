@@ -13,6 +13,8 @@ use crate::memory;
 pub(super) enum ValueError {
     #[error("a size is a whole number with an optional k, M, G or T, such as 512M")]
     Size,
+    #[error("a size is a number with an optional k, M, G, T, P or E, such as 20G or 1.5T")]
+    ImageSize,
     #[error("a duration is a whole number with an optional ms, s, m or h, such as 90, 90s or 2m")]
     Duration,
     #[error("too large")]
@@ -46,6 +48,36 @@ pub(super) fn size(text: &str) -> Result<u64, ValueError> {
     };
     let number: u64 = digits.parse().map_err(|_| ValueError::TooLarge)?;
     number.checked_mul(1 << shift).ok_or(ValueError::TooLarge)
+}
+
+/// The size of an image in bytes: a number with an optional k, M, G, T, P or E, powers of 1024,
+/// and perhaps a fraction, such as 1.5G.
+pub(super) fn image_size(text: &str) -> Result<u64, ValueError> {
+    let unit = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match &text[unit.len()..] {
+        "" | "b" | "B" => 0,
+        "k" | "K" => 10,
+        "m" | "M" => 20,
+        "g" | "G" => 30,
+        "t" | "T" => 40,
+        "p" | "P" => 50,
+        "e" | "E" => 60,
+        _ => return Err(ValueError::ImageSize),
+    };
+    let (whole, fraction) = unit.split_once('.').unwrap_or((unit, ""));
+    let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
+    if whole.is_empty() || !digits(whole) || !digits(fraction) {
+        return Err(ValueError::ImageSize);
+    }
+    let whole: u64 = whole.parse().map_err(|_| ValueError::TooLarge)?;
+    // What a person writes after a point is far from the ends of a number of 64 bits.
+    let fraction: f64 = format!("0.{fraction}0").parse().unwrap_or(0.0);
+    let fraction = (fraction * (1_u64 << shift) as f64) as u64;
+    whole
+        .checked_mul(1 << shift)
+        .and_then(|whole| whole.checked_add(fraction))
+        .filter(|size| *size <= i64::MAX as u64)
+        .ok_or(ValueError::TooLarge)
 }
 
 /// Guest memory in bytes.

@@ -12,18 +12,20 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Once;
 
-/// What is done with an image while it is open. Nobody else may write or resize it meanwhile.
+/// What is done with an image while it is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Use {
-    /// Reading.
+pub(crate) enum Use {
+    /// Reading, whoever may be writing: what is read may be old, or make no sense.
+    Look,
+    /// Reading. Nobody else may write or resize it meanwhile.
     Read,
-    /// Reading, writing, growing.
+    /// Reading, writing, growing. Nobody else may do so meanwhile, or read.
     Write,
 }
 
 /// Why an image is not to be had.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum LockError {
+pub(crate) enum LockError {
     /// Another process writes it.
     #[error("another process writes to it: wait for that to end")]
     Written,
@@ -42,15 +44,13 @@ const FORBIDS: libc::off_t = 200;
 const READ: libc::off_t = 0;
 const WRITE: libc::off_t = 1;
 const RESIZE: libc::off_t = 3;
-/// What every user of an image denies to others.
-const FORBIDDEN: [libc::off_t; 2] = [WRITE, RESIZE];
 
 /// Locks an image for as long as the file, or a duplicate of it, is open. A file system that has
 /// no locks gets none, with one warning.
 ///
 /// # Errors
 /// Someone else's use and this one exclude each other.
-pub(super) fn lock(file: &File, how: Use) -> Result<(), LockError> {
+pub(crate) fn lock(file: &File, how: Use) -> Result<(), LockError> {
     match claim(file, how) {
         Err(LockError::Io(error)) if no_locks_here(&error) => {
             static WARNING: Once = Once::new();
@@ -68,13 +68,17 @@ pub(super) fn lock(file: &File, how: Use) -> Result<(), LockError> {
 
 fn claim(file: &File, how: Use) -> Result<(), LockError> {
     let does: &[libc::off_t] = match how {
-        Use::Read => &[READ],
+        Use::Look | Use::Read => &[READ],
         Use::Write => &[READ, WRITE, RESIZE],
+    };
+    let forbids: &[libc::off_t] = match how {
+        Use::Look => &[],
+        Use::Read | Use::Write => &[WRITE, RESIZE],
     };
     for byte in does
         .iter()
         .map(|p| DOES + p)
-        .chain(FORBIDDEN.map(|p| FORBIDS + p))
+        .chain(forbids.iter().map(|p| FORBIDS + p))
     {
         share(file, byte).map_err(LockError::Io)?;
     }
@@ -83,7 +87,7 @@ fn claim(file: &File, how: Use) -> Result<(), LockError> {
             return Err(LockError::Read);
         }
     }
-    for p in FORBIDDEN {
+    for p in forbids {
         if is_held(file, DOES + p).map_err(LockError::Io)? {
             return Err(LockError::Written);
         }

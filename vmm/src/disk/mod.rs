@@ -6,8 +6,9 @@
 
 mod adapter;
 mod base;
-mod lock;
-mod new_file;
+pub(crate) mod files;
+pub(crate) mod lock;
+pub(crate) mod new_file;
 mod overlay;
 mod unsynced;
 

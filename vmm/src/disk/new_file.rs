@@ -15,7 +15,7 @@ const FLAGS: OFlags = OFlags::RDWR.union(OFlags::CLOEXEC);
 /// A file without a name. Where the file system has no such thing it has a temporary one, which
 /// goes when this is dropped.
 #[derive(Debug)]
-pub(super) struct NewFile {
+pub(crate) struct NewFile {
     file: File,
     temporary: Option<PathBuf>,
 }
@@ -28,7 +28,7 @@ impl NewFile {
     }
 
     /// A file that is to become `path`.
-    pub(super) fn beside(path: &Path) -> io::Result<Self> {
+    pub(crate) fn beside(path: &Path) -> io::Result<Self> {
         Self::new(folder_of(path), 0o666)
     }
 
@@ -67,12 +67,35 @@ impl NewFile {
     }
 
     /// A second handle on it.
-    pub(super) fn try_clone(&self) -> io::Result<File> {
+    pub(crate) fn try_clone(&self) -> io::Result<File> {
         self.file.try_clone()
     }
 
+    /// Gives it its name, durably. A file that has it already is replaced, and links to that are
+    /// followed; whoever has it open keeps the old one.
+    pub(crate) fn replace(self, path: &Path) -> io::Result<()> {
+        let target = match path.canonicalize() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return self.publish(path),
+            target => target?,
+        };
+        self.file
+            .set_permissions(target.metadata()?.permissions())?;
+        self.file.sync_all()?;
+        let folder = folder_of(&target);
+        let temporary = folder.join(format!(".cowshed-{}-new", std::process::id()));
+        match &self.temporary {
+            Some(old) => std::fs::hard_link(old, &temporary)?,
+            None => link(&self.file, &temporary)?,
+        }
+        std::fs::rename(&temporary, &target).inspect_err(|_| {
+            // The first error says why.
+            let _ = std::fs::remove_file(&temporary);
+        })?;
+        File::open(folder)?.sync_all()
+    }
+
     /// Gives it its name, durably. Nothing that has that name is replaced.
-    pub(super) fn publish(self, path: &Path) -> io::Result<()> {
+    pub(crate) fn publish(self, path: &Path) -> io::Result<()> {
         self.file.sync_all()?;
         match &self.temporary {
             Some(temporary) => std::fs::hard_link(temporary, path)?,

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use cowshed_qcow::{CreateOptions, FileStorage, Format, Image, OpenOptions, Storage, create};
 
 use super::Error;
-use super::base::{self, Base};
+use super::base::Base;
+use super::files;
 use super::lock::{Use, lock};
 use super::new_file::NewFile;
 use super::unsynced::Unsynced;
@@ -59,7 +60,7 @@ pub(super) fn throwaway(
 
 /// The overlay at `path`, which is made if nothing is there.
 pub(super) fn at(base: Base, path: &Path, wanted: &Wanted) -> Result<Image, Error> {
-    let storage = match base::storage(path, Use::Write) {
+    let storage = match files::storage(path, Use::Write) {
         Ok(storage) => {
             reuse(path, &storage, &base, wanted)?;
             storage

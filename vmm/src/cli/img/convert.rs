@@ -1,0 +1,179 @@
+//! `cowshed img convert`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Args;
+use cowshed_qcow::ops::{CopyOptions, copy};
+use cowshed_qcow::{Format, Image, Storage};
+
+use super::common::{self, Access, threads};
+use super::options::{self, Wanted};
+use super::{Failure, create, progress};
+use crate::cli::value;
+use crate::disk::files::storage;
+use crate::disk::lock::Use;
+use crate::disk::new_file::NewFile;
+
+/// Copy images into a new one, perhaps of another format.
+///
+/// The target gets its name when it is whole: whatever happens before, there is none, or the old
+/// one. Holes stay holes, and zeros become holes.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  cowshed img convert -f raw -O qcow2 disk.raw disk.qcow2
+  cowshed img convert -O qcow2 -c -o compression_type=zstd disk.qcow2 small.qcow2
+  cowshed img convert -O qcow2 -B base.qcow2 -F qcow2 overlay.qcow2 moved.qcow2")]
+pub(super) struct ConvertArgs {
+    /// Format of the sources
+    #[arg(short, value_name = "FORMAT", value_parser = common::format)]
+    format: Option<Format>,
+
+    /// Format of the target
+    #[arg(short = 'O', value_name = "FORMAT", value_parser = common::format, default_value = "raw")]
+    output_format: Format,
+
+    /// Options of the target's format; `-o help` lists them
+    #[arg(short, value_name = "OPTIONS")]
+    options: Vec<String>,
+
+    /// Compress the target's clusters
+    #[arg(short)]
+    compress: bool,
+
+    /// Backing file of the target: only what differs from it is copied
+    #[arg(short = 'B', value_name = "BACKING")]
+    backing: Option<String>,
+
+    /// Format of the backing file
+    #[arg(short = 'F', value_name = "FORMAT", value_parser = common::format)]
+    backing_format: Option<Format>,
+
+    /// Zeros of at least this many bytes become holes; 0: none do, and all is allocated
+    #[arg(short = 'S', value_name = "SIZE", value_parser = value::image_size, default_value = "4k")]
+    sparse: u64,
+
+    /// How many parts are copied at a time
+    #[arg(short = 'm', value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=16))]
+    parallel: Option<u16>,
+
+    /// Write the target in any order
+    #[arg(short = 'W')]
+    out_of_order: bool,
+
+    /// Write to a target that is there, and is large enough
+    #[arg(short = 'n')]
+    no_create: bool,
+
+    /// With -n: the target reads as zeros
+    #[arg(long, requires = "no_create")]
+    target_is_zero: bool,
+
+    /// Show progress, also where standard error is no terminal
+    #[arg(short)]
+    progress: bool,
+
+    /// Say nothing
+    #[arg(short)]
+    quiet: bool,
+
+    #[command(flatten)]
+    access: Access,
+
+    /// The sources, one after the other on the new disk, and the target
+    #[arg(required = true, num_args = 2.., value_names = ["SOURCE", "TARGET"])]
+    files: Vec<PathBuf>,
+}
+
+pub(super) fn run(args: &ConvertArgs) -> Result<u8, Failure> {
+    let usage = |text: &str| Err(Failure::Usage(text.to_owned()));
+    let Some((path, sources)) = args.files.split_last() else {
+        return usage("name the source and the target");
+    };
+    let mut wanted = Wanted::parse(&args.options)?;
+    wanted.backing_file = args.backing.clone().or(wanted.backing_file);
+    wanted.backing_format = args.backing_format.or(wanted.backing_format);
+    if wanted.backing_file.is_some() && wanted.backing_format.is_none() {
+        return usage("name the backing file's format, with -F: it is never guessed");
+    }
+    if args.compress && args.output_format == Format::Raw {
+        return usage("a raw image cannot be compressed: add -O qcow2");
+    }
+    let open = |path: &PathBuf| args.access.open(path, args.format, args.access.reading());
+    let sources: Vec<Image> = sources.iter().map(open).collect::<Result<_, _>>()?;
+    let size = sources.iter().map(Image::size).sum();
+    if args.no_create {
+        let target = args
+            .access
+            .open(path, Some(args.output_format), Use::Write)?;
+        return convert(args, &sources, &target, args.target_is_zero).map(|()| 0);
+    }
+    // Nobody's image is replaced while it is used.
+    if path.exists() {
+        storage(path, Use::Write).map_err(|error| common::disk_error(path, error))?;
+    }
+    let failed = |source| Failure::Create {
+        path: path.clone(),
+        source,
+    };
+    let new = NewFile::beside(path).map_err(failed)?;
+    let disk = wanted.size.unwrap_or(size).max(size);
+    let file = create::make(path, &new, args.output_format, &wanted, disk)?;
+    let target = target(args, path, file, &wanted)?;
+    convert(args, &sources, &target, wanted.backing_file.is_none())?;
+    drop(target);
+    new.replace(path).map_err(failed)?;
+    Ok(0)
+}
+
+/// Opens a new target for writing.
+fn target(
+    args: &ConvertArgs,
+    path: &Path,
+    file: Arc<dyn Storage>,
+    wanted: &Wanted,
+) -> Result<Image, Failure> {
+    let base = match &wanted.backing_file {
+        None => None,
+        Some(backing) => Some(args.access.open(
+            &options::beside(path, backing),
+            wanted.backing_format,
+            args.access.reading(),
+        )?),
+    };
+    let options = args.access.options(args.output_format, false);
+    Ok(Image::open_over(path, file, &options, base)?)
+}
+
+fn convert(
+    args: &ConvertArgs,
+    sources: &[Image],
+    target: &Image,
+    target_is_zero: bool,
+) -> Result<(), Failure> {
+    let sparse = u32::try_from(args.sparse)
+        .ok()
+        .filter(|size| *size % 512 == 0);
+    let Some(sparse) = sparse else {
+        let text = "-S takes a multiple of 512 of less than 4G";
+        return Err(Failure::Usage(text.into()));
+    };
+    let options = CopyOptions {
+        sparse: (sparse > 0).then_some(sparse),
+        threads: args.parallel.map_or_else(threads, usize::from),
+        out_of_order: args.out_of_order,
+        target_is_zero,
+        only_differences: args.backing.is_some(),
+        compress: args.compress,
+    };
+    let mut at = 0;
+    for source in sources {
+        progress::watch(args.progress, args.quiet, |task| {
+            copy(source, target, at, &options, task)
+        })?;
+        at += source.size();
+    }
+    target.flush()?;
+    Ok(())
+}

@@ -1,0 +1,96 @@
+//! `cowshed img`: disk images, with the names and flags of `qemu-img`.
+
+mod check;
+mod commit;
+mod common;
+mod compare;
+mod convert;
+mod create;
+mod map;
+mod options;
+mod progress;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+
+use super::say;
+use crate::disk;
+use crate::report::chain;
+
+/// Work on disk images, with qemu-img's names and flags.
+///
+/// Formats are named with -f, -F and -O. An image that is named on the command line is recognised
+/// as qcow2; raw is raw only when you say so. Images are locked as QEMU locks them: none is
+/// changed while a VM uses it.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  cowshed img create -f qcow2 disk.qcow2 20G
+  cowshed img create -f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2
+  cowshed img convert -f raw -O qcow2 disk.raw disk.qcow2
+  cowshed img check disk.qcow2
+
+`alias qemu-img='cowshed img'` keeps scripts working that name formats and parse JSON.")]
+pub(super) struct ImgArgs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    Check(check::CheckArgs),
+    Commit(commit::CommitArgs),
+    Compare(compare::CompareArgs),
+    Convert(convert::ConvertArgs),
+    Create(create::CreateArgs),
+    Map(map::MapArgs),
+}
+
+/// Status of a command that failed, as with `qemu-img`.
+pub(super) const FAILED: u8 = 1;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// The command line contradicts itself, or asks for what there is not.
+    #[error("{0}")]
+    Usage(String),
+    /// A file cannot be opened, or is not what was said of it.
+    #[error(transparent)]
+    Disk(#[from] disk::Error),
+    /// An image cannot be read or written.
+    #[error(transparent)]
+    Image(#[from] cowshed_qcow::Error),
+    /// A file of the host cannot be made.
+    #[error("cannot create {}", path.display())]
+    Create {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Standard output cannot be written.
+    #[error("cannot write to standard output")]
+    Output(#[from] std::io::Error),
+}
+
+/// Runs a command and gives its status.
+pub(super) fn run(args: ImgArgs) -> ExitCode {
+    let (result, failed) = match args.command {
+        Command::Check(args) => (check::run(&args), FAILED),
+        Command::Commit(args) => (commit::run(&args), FAILED),
+        Command::Compare(args) => (compare::run(&args), compare::FAILED),
+        Command::Convert(args) => (convert::run(&args), FAILED),
+        Command::Create(args) => (create::run(&args), FAILED),
+        Command::Map(args) => (map::run(&args), FAILED),
+    };
+    result.map_or_else(
+        |failure| {
+            say(&chain(&failure));
+            ExitCode::from(failed)
+        },
+        ExitCode::from,
+    )
+}

@@ -1,0 +1,219 @@
+//! `-o`: the options of a new image.
+
+use std::path::Path;
+
+use cowshed_qcow::{Compression, CreateOptions, Format, Preallocation};
+
+use super::Failure;
+use crate::cli::value;
+
+/// The options of the formats, as `-o help` shows them.
+pub(super) const HELP: &str = "\
+Options of qcow2:
+  size=SIZE               size of the disk, instead of the argument
+  backing_file=NAME       as -b
+  backing_fmt=FORMAT      as -F
+  compat=1.1|0.10         version 3 (the default) or 2 of the format
+  cluster_size=SIZE       512 to 2M, a power of two (default 64k)
+  refcount_bits=BITS      1, 2, 4, 8, 16, 32 or 64 (default 16)
+  compression_type=TYPE   zlib (the default) or zstd
+  extended_l2=on|off      parts of clusters are allocated apart; clusters of at least 16k
+  lazy_refcounts=on|off   other programs may keep refcounts late; cowshed never does
+  preallocation=MODE      off (the default), metadata, falloc or full
+Options of raw:
+  size=SIZE
+  preallocation=MODE      off (the default), falloc or full
+";
+
+/// What `-o` and its shorter forms ask for.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Wanted {
+    pub(super) size: Option<u64>,
+    pub(super) backing_file: Option<String>,
+    pub(super) backing_format: Option<Format>,
+    /// Everything else, of a disk of no size.
+    other: Vec<(String, String)>,
+}
+
+impl Wanted {
+    /// Takes the values of all `-o`, which are joined.
+    pub(super) fn parse(options: &[String]) -> Result<Self, Failure> {
+        let mut wanted = Self::default();
+        for (key, value) in options.iter().flat_map(|list| split(list)) {
+            match key.as_str() {
+                "size" => wanted.size = Some(size(&key, &value)?),
+                "backing_file" => wanted.backing_file = Some(value),
+                "backing_fmt" => {
+                    let format = super::common::format(&value).map_err(Failure::Usage)?;
+                    wanted.backing_format = Some(format);
+                }
+                _ => wanted.other.push((key, value)),
+            }
+        }
+        Ok(wanted)
+    }
+
+    /// The options of a qcow2 image of `size` bytes.
+    pub(super) fn qcow2(&self, size: u64) -> Result<CreateOptions, Failure> {
+        let mut options = CreateOptions::new(size);
+        for (key, value) in &self.other {
+            match key.as_str() {
+                "compat" => options.version = version(value)?,
+                "cluster_size" => options.cluster_size = number(key, value)?,
+                "refcount_bits" => options.refcount_bits = number(key, value)?,
+                "compression_type" => {
+                    options.compression = one_of(
+                        key,
+                        value,
+                        &[("zlib", Compression::Zlib), ("zstd", Compression::Zstd)],
+                    )?;
+                }
+                "extended_l2" => options.extended_l2 = switch(key, value)?,
+                "lazy_refcounts" => options.lazy_refcounts = switch(key, value)?,
+                "preallocation" => options.preallocation = preallocation(value)?,
+                _ => return Err(unknown(key, "qcow2")),
+            }
+        }
+        Ok(options)
+    }
+
+    /// How the space of a raw image is allocated.
+    pub(super) fn raw(&self) -> Result<Preallocation, Failure> {
+        if self.backing_file.is_some() || self.backing_format.is_some() {
+            return Err(Failure::Usage(
+                "a raw image has no backing file: make a qcow2 image, with -f qcow2".into(),
+            ));
+        }
+        let mut mode = Preallocation::Off;
+        for (key, value) in &self.other {
+            match (key.as_str(), preallocation(value)) {
+                ("preallocation", Ok(Preallocation::Metadata)) => {
+                    return Err(bad(key, value, "off, falloc or full in a raw image"));
+                }
+                ("preallocation", found) => mode = found?,
+                _ => return Err(unknown(key, "raw")),
+            }
+        }
+        Ok(mode)
+    }
+}
+
+/// Splits `a=b,c=d`; a comma within a value is written twice.
+fn split(list: &str) -> Vec<(String, String)> {
+    let mut options = Vec::new();
+    let mut option = String::new();
+    let mut rest = list.chars().peekable();
+    loop {
+        match rest.next() {
+            Some(',') if rest.peek() == Some(&',') => {
+                rest.next();
+                option.push(',');
+            }
+            Some(c) if c != ',' => option.push(c),
+            end => {
+                if !option.is_empty() {
+                    let (key, value) = option.split_once('=').unwrap_or((&option, "on"));
+                    options.push((key.to_owned(), value.to_owned()));
+                    option.clear();
+                }
+                if end.is_none() {
+                    return options;
+                }
+            }
+        }
+    }
+}
+
+fn bad(key: &str, value: &str, expected: &str) -> Failure {
+    Failure::Usage(format!("{key}={value}: it can be {expected}"))
+}
+
+fn unknown(key: &str, format: &str) -> Failure {
+    Failure::Usage(format!(
+        "{format} has no option {key:?}, or it is not supported: see `-o help`"
+    ))
+}
+
+fn size(key: &str, value: &str) -> Result<u64, Failure> {
+    value::image_size(value).map_err(|error| bad(key, value, &error.to_string()))
+}
+
+fn number(key: &str, value: &str) -> Result<u32, Failure> {
+    u32::try_from(size(key, value)?).map_err(|_| bad(key, value, "a smaller number"))
+}
+
+fn version(value: &str) -> Result<u32, Failure> {
+    one_of(
+        "compat",
+        value,
+        &[("1.1", 3), ("v3", 3), ("0.10", 2), ("v2", 2)],
+    )
+}
+
+fn switch(key: &str, value: &str) -> Result<bool, Failure> {
+    let values = [
+        ("on", true),
+        ("true", true),
+        ("yes", true),
+        ("off", false),
+        ("false", false),
+        ("no", false),
+    ];
+    one_of(key, value, &values)
+}
+
+/// A mode of preallocation.
+pub(super) fn preallocation(value: &str) -> Result<Preallocation, Failure> {
+    one_of(
+        "preallocation",
+        value,
+        &[
+            ("off", Preallocation::Off),
+            ("metadata", Preallocation::Metadata),
+            ("falloc", Preallocation::Falloc),
+            ("full", Preallocation::Full),
+        ],
+    )
+}
+
+fn one_of<T: Copy>(key: &str, value: &str, values: &[(&str, T)]) -> Result<T, Failure> {
+    let found = values.iter().find(|(name, _)| *name == value);
+    found.map(|(_, value)| *value).ok_or_else(|| {
+        let names: Vec<_> = values.iter().map(|(name, _)| *name).collect();
+        bad(key, value, &names.join(", "))
+    })
+}
+
+/// A backing file's path as seen from where the image that names it is.
+pub(super) fn beside(image: &Path, backing: &str) -> std::path::PathBuf {
+    image.parent().unwrap_or(Path::new("")).join(backing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_comma_is_written_twice() {
+        let pairs = split("size=1G,backing_file=a,,b,extended_l2");
+        let expected = [
+            ("size", "1G"),
+            ("backing_file", "a,b"),
+            ("extended_l2", "on"),
+        ];
+        assert_eq!(pairs, expected.map(|(k, v)| (k.to_owned(), v.to_owned())));
+    }
+
+    #[test]
+    fn what_is_not_known_is_named() {
+        let wanted = Wanted::parse(&["cluster_sise=4k".to_owned()]).unwrap();
+        let error = wanted.qcow2(0).unwrap_err().to_string();
+        assert!(error.contains("cluster_sise"), "{error}");
+        let wanted = Wanted::parse(&["preallocation=metadata".to_owned()]).unwrap();
+        assert!(wanted.raw().is_err());
+        assert_eq!(
+            wanted.qcow2(0).unwrap().preallocation,
+            Preallocation::Metadata
+        );
+    }
+}
