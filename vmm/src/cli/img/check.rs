@@ -3,12 +3,13 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use clap::Args;
-use cowshed_qcow::{CheckOptions, CheckReport, Format, check};
+use clap::{Args, ValueEnum};
+use cowshed_qcow::{CheckOptions, CheckReport, Format, Repair, check, repair};
 use serde::Serialize;
 
 use super::Failure;
 use super::common::{self, Access, Output};
+use crate::disk::lock::Use;
 
 /// Status of an image with corruptions.
 const CORRUPT: u8 = 2;
@@ -32,6 +33,11 @@ pub(super) struct CheckArgs {
     #[arg(long, value_name = "HOW", default_value = "human")]
     output: Output,
 
+    /// Repair what is wrong, without changing a byte of the disk: `leaks` gives lost room back,
+    /// `all` corrects everything that can be
+    #[arg(short, value_name = "WHAT")]
+    repair: Option<What>,
+
     /// Say nothing of an image without errors
     #[arg(short)]
     quiet: bool,
@@ -41,6 +47,15 @@ pub(super) struct CheckArgs {
 
     /// The image
     image: PathBuf,
+}
+
+/// What to repair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum What {
+    /// Refcounts that are too high
+    Leaks,
+    /// Everything
+    All,
 }
 
 /// A report as `qemu-img check --output=json` has it.
@@ -77,12 +92,26 @@ fn is_zero(number: &u64) -> bool {
 
 pub(super) fn run(args: &CheckArgs) -> Result<u8, Failure> {
     let access = &args.access;
-    let (storage, format) = access.storage(&args.image, args.format, access.reading())?;
+    let how = match args.repair {
+        Some(_) => Use::Write,
+        None => access.reading(),
+    };
+    let (storage, format) = access.storage(&args.image, args.format, how)?;
     if format == Format::Raw {
         super::say("a raw image has no tables to check");
         return Ok(UNSUPPORTED);
     }
-    let report = check(&args.image, storage, &CheckOptions::default())?;
+    let options = CheckOptions::default();
+    let report = match args.repair {
+        None => check(&args.image, storage, &options)?,
+        Some(what) => {
+            let what = match what {
+                What::Leaks => Repair::Leaks,
+                What::All => Repair::All,
+            };
+            repair(&args.image, storage, what, &options)?
+        }
+    };
     match args.output {
         Output::Json => json(args, format, &report)?,
         Output::Human if args.quiet && report.is_clean() => {}
@@ -115,6 +144,13 @@ fn json(args: &CheckArgs, format: Format, report: &CheckReport) -> Result<(), Fa
 
 fn human(report: &CheckReport) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
+    let (corruptions, leaks) = (report.corruptions_fixed, report.leaks_fixed);
+    if corruptions > 0 || leaks > 0 {
+        writeln!(
+            out,
+            "Repaired: {corruptions} errors, {leaks} leaked clusters. What is left:"
+        )?;
+    }
     for finding in &report.findings {
         writeln!(out, "{finding}")?;
     }

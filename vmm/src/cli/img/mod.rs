@@ -9,6 +9,8 @@ mod create;
 mod map;
 mod options;
 mod progress;
+mod resize;
+mod snapshot;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -30,6 +32,7 @@ Examples:
   cowshed img create -f qcow2 disk.qcow2 20G
   cowshed img create -f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2
   cowshed img convert -f raw -O qcow2 disk.raw disk.qcow2
+  cowshed img snapshot -c before disk.qcow2
   cowshed img check disk.qcow2
 
 `alias qemu-img='cowshed img'` keeps scripts working that name formats and parse JSON.")]
@@ -46,6 +49,8 @@ enum Command {
     Convert(convert::ConvertArgs),
     Create(create::CreateArgs),
     Map(map::MapArgs),
+    Resize(resize::ResizeArgs),
+    Snapshot(snapshot::SnapshotArgs),
 }
 
 /// Status of a command that failed, as with `qemu-img`.
@@ -85,6 +90,8 @@ pub(super) fn run(args: ImgArgs) -> ExitCode {
         Command::Convert(args) => (convert::run(&args), FAILED),
         Command::Create(args) => (create::run(&args), FAILED),
         Command::Map(args) => (map::run(&args), FAILED),
+        Command::Resize(args) => (resize::run(&args), FAILED),
+        Command::Snapshot(args) => (snapshot::run(&args), FAILED),
     };
     result.map_or_else(
         |failure| {

@@ -1,0 +1,107 @@
+//! `cowshed img resize`.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use clap::Args;
+use cowshed_qcow::{Format, Preallocation, ResizeOptions};
+
+use super::Failure;
+use super::common::{self, Access, human};
+use super::options;
+use crate::cli::value;
+use crate::disk::lock::Use;
+
+/// Make a disk larger or smaller.
+///
+/// What it gains reads as zeros, whatever its backing file has there. The partitions and file
+/// systems on it stay as they are: shrink those first, grow them afterwards.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  cowshed img resize disk.qcow2 40G
+  cowshed img resize disk.qcow2 +10G
+  cowshed img resize --shrink disk.qcow2 20G")]
+pub(super) struct ResizeArgs {
+    /// Format of the image
+    #[arg(short, value_name = "FORMAT", value_parser = common::format)]
+    format: Option<Format>,
+
+    /// The disk may become smaller: what lies past its new end is lost
+    #[arg(long)]
+    shrink: bool,
+
+    /// What of the gain is allocated at once: off, metadata, falloc or full
+    #[arg(long, value_name = "MODE", default_value = "off")]
+    preallocation: String,
+
+    /// Say nothing
+    #[arg(short)]
+    quiet: bool,
+
+    #[command(flatten)]
+    access: Access,
+
+    /// The image
+    image: PathBuf,
+
+    /// The new size, with an optional k, M, G, T, P or E; with + or - before it, the change
+    #[arg(allow_hyphen_values = true)]
+    size: String,
+}
+
+pub(super) fn run(args: &ResizeArgs) -> Result<u8, Failure> {
+    let preallocation: Preallocation = options::preallocation(&args.preallocation)?;
+    let image = args.access.open(&args.image, args.format, Use::Write)?;
+    let size = wanted(&args.size, image.size())?;
+    image.resize(
+        size,
+        &ResizeOptions {
+            shrink: args.shrink,
+            preallocation,
+        },
+    )?;
+    if !args.quiet {
+        writeln!(
+            std::io::stdout(),
+            "{}: {}",
+            args.image.display(),
+            human(size)
+        )?;
+    }
+    Ok(0)
+}
+
+/// The size that `text` asks for, rounded up to 512.
+fn wanted(text: &str, old: u64) -> Result<u64, Failure> {
+    let wrong = |reason: String| Failure::Usage(format!("the size {text:?}: {reason}"));
+    let (sign, digits) = match text.split_at_checked(1) {
+        Some((sign @ ("+" | "-"), digits)) => (sign, digits),
+        _ => ("", text),
+    };
+    let size = value::image_size(digits).map_err(|error| wrong(error.to_string()))?;
+    let size = match sign {
+        "+" => old.checked_add(size),
+        "-" => old.checked_sub(size),
+        _ => Some(size),
+    };
+    size.and_then(|size| size.checked_next_multiple_of(512))
+        .filter(|size| *size <= i64::MAX as u64)
+        .ok_or_else(|| wrong("the disk cannot be that size".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_absolute_or_changes() {
+        assert_eq!(wanted("1G", 5).unwrap(), 1 << 30);
+        assert_eq!(wanted("+1k", 1024).unwrap(), 2048);
+        assert_eq!(wanted("-512", 1024).unwrap(), 512);
+        assert_eq!(wanted("513", 0).unwrap(), 1024);
+        for bad in ["", "-2k", "+", "8E", "1X"] {
+            assert!(wanted(bad, 1024).is_err(), "{bad}");
+        }
+    }
+}
