@@ -36,6 +36,11 @@ impl Qcow2 {
         self.flush_alone()?;
         Ok(alone)
     }
+
+    /// The same for who closes the image: only plans can be left, and nobody waits for those.
+    pub(crate) fn alone_at_last(&self) -> Alone<'_> {
+        Alone { qcow2: self }
+    }
 }
 
 impl Alone<'_> {

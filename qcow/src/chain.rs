@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::crypt::Keys;
 use crate::error::{Error, Result};
 use crate::image::Backing;
 use crate::layer::{Layer, Raw};
@@ -101,6 +102,7 @@ pub(crate) fn open(
             recorded.clone_from(&backing);
         }
         let Some(backing) = backing else {
+            budget.finish(&layers)?;
             return Ok((layers, recorded));
         };
         let refuse = |reason: String| {
@@ -141,11 +143,12 @@ pub(crate) fn open(
     }
 }
 
-/// What the files of a chain share of memory.
+/// What the files of a chain share: memory, and what opens them.
 pub(crate) struct Budget {
     cache: usize,
     /// Bytes that are left for L1 tables, which are in memory whole.
     pub(crate) l1: u64,
+    pub(crate) keys: Keys,
 }
 
 impl Budget {
@@ -156,7 +159,15 @@ impl Budget {
         Budget {
             cache: options.cache_bytes,
             l1: Self::L1_BYTES,
+            keys: Keys::new(options),
         }
+    }
+
+    /// Refuses secrets that no layer took.
+    pub(crate) fn finish(self, layers: &[Layer]) -> Result<()> {
+        layers
+            .first()
+            .map_or(Ok(()), |top| self.keys.finish(top.host()))
     }
 
     /// Half of what is left, so that the top image has the most.

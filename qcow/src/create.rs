@@ -9,9 +9,13 @@ use std::sync::Arc;
 use crate::addr::Geometry;
 use crate::chain::Format;
 use crate::compress::Compression;
+use crate::crypt::luks::{self, KeyCost};
+use crate::crypt::secret::Secret;
 use crate::error::{Error, Result};
-use crate::extension::{BACKING_FORMAT, DATA_FILE_NAME, Extensions};
-use crate::header::{COMPRESSION_TYPE, DATA_FILE, EXTENDED_L2, Header, LAZY_REFCOUNTS, RAW_DATA};
+use crate::extension::{BACKING_FORMAT, DATA_FILE_NAME, Extensions, LUKS_HEADER};
+use crate::header::{
+    COMPRESSION_TYPE, DATA_FILE, EXTENDED_L2, Encryption, Header, LAZY_REFCOUNTS, RAW_DATA,
+};
 use crate::host::Host;
 use crate::image::Backing;
 use crate::storage::Storage;
@@ -44,6 +48,8 @@ pub struct CreateOptions {
     pub backing: Option<(String, Format)>,
     /// A file of its own for the guest's data: version 3 only.
     pub data_file: Option<DataFile>,
+    /// How the guest's data is encrypted, if it is.
+    pub encryption: Option<NewEncryption>,
 }
 
 /// What a new image has allocated from the beginning.
@@ -81,8 +87,24 @@ impl std::fmt::Debug for DataFile {
     }
 }
 
+/// How a new image is encrypted.
+#[derive(Clone, Debug)]
+pub enum NewEncryption {
+    /// LUKS1, with AES-256 in XTS mode and a first password.
+    Luks {
+        /// The password.
+        secret: Secret,
+        /// How much work it is to try a password.
+        cost: KeyCost,
+    },
+    /// As images had it before 2017: AES-128 with whatever password it is first written with. It
+    /// is weak, and a wrong password is not noticed: only for programs that know nothing else.
+    LegacyAes,
+}
+
 impl CreateOptions {
-    /// Version 3, 64 KiB clusters, 16-bit refcounts, zlib, nothing allocated, no other file.
+    /// Version 3, 64 KiB clusters, 16-bit refcounts, zlib, nothing allocated, no other file,
+    /// not encrypted.
     pub fn new(size: u64) -> Self {
         CreateOptions {
             size,
@@ -95,6 +117,7 @@ impl CreateOptions {
             preallocation: Preallocation::Off,
             backing: None,
             data_file: None,
+            encryption: None,
         }
     }
 }
@@ -120,6 +143,9 @@ pub fn create(path: &Path, storage: Arc<dyn Storage>, options: &CreateOptions) -
     host.set_len(0)?;
     host.set_len(layout.file_len())?;
     layout.write_tables(&host)?;
+    if let Some(NewEncryption::Luks { secret, cost }) = &options.encryption {
+        luks::create(&host, layout.luks(), secret, *cost)?;
+    }
     let (data, place) = match &options.data_file {
         None => (host.clone(), layout.data()),
         Some(file) => {
@@ -161,6 +187,16 @@ fn header(geometry: Geometry, options: &CreateOptions, layout: &Layout) -> Heade
         let format = Some(format);
         Backing { name, format }
     });
+    let encryption = match &options.encryption {
+        None => Encryption::None,
+        Some(NewEncryption::LegacyAes) => Encryption::LegacyAes,
+        Some(NewEncryption::Luks { .. }) => {
+            let (offset, len) = (layout.luks(), luks::new_len());
+            let pointer = [offset.to_be_bytes(), len.to_be_bytes()].concat();
+            extensions.set(LUKS_HEADER, Some(pointer));
+            Encryption::Luks { offset, len }
+        }
+    };
     Header {
         version: options.version,
         geometry,
@@ -180,6 +216,7 @@ fn header(geometry: Geometry, options: &CreateOptions, layout: &Layout) -> Heade
         },
         autoclear,
         compression: options.compression,
+        encryption,
         backing,
         name_offset: 0,
         tail: if options.version >= 3 {

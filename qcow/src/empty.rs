@@ -59,6 +59,7 @@ impl Alone<'_> {
         let mut gone = Vec::new();
         let covers = qcow2.geometry.l2_entries() * qcow2.geometry.cluster();
         let start = index as u64 * covers;
+        qcow2.mark_dirty(tables, writing, start..start + covers)?;
         qcow2.mappings(tables, start, covers, &mut |_, _, mapping| {
             if mapping != Mapping::NONE {
                 gone.push(mapping);
@@ -87,6 +88,8 @@ impl Alone<'_> {
             if qcow2.l2_table(tables, index)?.is_none() && part.start >= zeroed {
                 return Ok(());
             }
+            let cluster = qcow2.geometry.cluster();
+            qcow2.mark_dirty(tables, writing, part.start * cluster..part.end * cluster)?;
             self.own_table(tables, writing, index)?;
             let mut cluster = part.start;
             qcow2.change(tables, writing, part, &mut |old| {

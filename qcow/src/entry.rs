@@ -8,7 +8,7 @@ use crate::addr::{Geometry, be64};
 pub(crate) const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
 /// Bit 0 of an L2 entry, version 3 without extended entries: reads as zeros.
-const ZERO: u64 = 1;
+pub(crate) const ZERO: u64 = 1;
 /// The bits of an entry that are an offset.
 pub(crate) const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 /// Bytes in the unit of a compressed cluster's length.

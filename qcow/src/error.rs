@@ -103,6 +103,24 @@ pub enum Error {
         /// What was found.
         reason: String,
     },
+    /// A bitmap that is not there, or cannot be what was asked of it.
+    #[error("cannot use the bitmap {name:?} of {file}: {reason}")]
+    Bitmap {
+        /// The image.
+        file: PathBuf,
+        /// The bitmap's name.
+        name: String,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// No key opens the image, or none would be left that does.
+    #[error("cannot unlock {file}: {reason}")]
+    Locked {
+        /// The image.
+        file: PathBuf,
+        /// Why, and what to do.
+        reason: String,
+    },
     /// A request past the end of the disk.
     #[error("{len} bytes at {offset:#x} reach past the end of a disk of {size} bytes")]
     OutOfRange {
@@ -183,12 +201,15 @@ impl Error {
             Error::Io { source, .. } => source.kind(),
             Error::Invalid { .. } | Error::Corrupt { .. } => io::ErrorKind::InvalidData,
             Error::Unsupported { .. } => io::ErrorKind::Unsupported,
-            Error::Reference { .. } | Error::Outside { .. } => io::ErrorKind::PermissionDenied,
+            Error::Reference { .. } | Error::Outside { .. } | Error::Locked { .. } => {
+                io::ErrorKind::PermissionDenied
+            }
             Error::ReadOnly { .. } => io::ErrorKind::ReadOnlyFilesystem,
             Error::OutOfRange { .. }
             | Error::Unaligned { .. }
             | Error::Change { .. }
-            | Error::Options { .. } => io::ErrorKind::InvalidInput,
+            | Error::Options { .. }
+            | Error::Bitmap { .. } => io::ErrorKind::InvalidInput,
             Error::NoSnapshot { .. } => io::ErrorKind::NotFound,
             Error::Stopped => io::ErrorKind::Interrupted,
             Error::Full { .. } => io::ErrorKind::StorageFull,

@@ -7,6 +7,8 @@ const END: u32 = 0;
 pub(crate) const BACKING_FORMAT: u32 = 0xe279_2aca;
 const FEATURE_NAMES: u32 = 0x6803_f857;
 pub(crate) const DATA_FILE_NAME: u32 = 0x4441_5441;
+/// Where LUKS has its header: the "full disk encryption header pointer".
+pub(crate) const LUKS_HEADER: u32 = 0x0537_be77;
 pub(crate) const BITMAPS: u32 = 0x2385_2875;
 
 /// Bytes in an entry of the feature name table: type, bit, name.
@@ -61,6 +63,14 @@ impl Extensions {
         of_kind.next().map(|(_, data)| &**data)
     }
 
+    /// How far into the area the first extension of a kind begins, or the end if there is none.
+    pub(crate) fn place(&self, kind: u32) -> u64 {
+        let before = self.list.iter().take_while(|(of, _)| *of != kind);
+        before
+            .map(|(_, data)| 8 + data.len().next_multiple_of(8) as u64)
+            .sum()
+    }
+
     /// Replaces, adds or removes the extension of a kind. New ones come first: a header's first
     /// sector is written at once, so that what changes is best there.
     pub(crate) fn set(&mut self, kind: u32, data: Option<Vec<u8>>) {
@@ -106,7 +116,7 @@ impl Extensions {
 }
 
 /// Text up to the first zero byte; what is no UTF-8 or no printable character is replaced.
-fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len());
     String::from_utf8_lossy(bytes.get(..end).unwrap_or_default())
         .chars()

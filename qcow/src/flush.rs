@@ -303,12 +303,16 @@ fn sectors(table: &[u64], offset: u64, dirty: &BTreeSet<u64>) -> Pieces {
 impl Drop for Qcow2 {
     fn drop(&mut self) {
         // After a panic a flush may be under way for good, and nothing is known to be whole.
-        if self.writable
-            && !std::thread::panicking()
-            && !self.is_clean()
+        if !self.writable || std::thread::panicking() {
+            return;
+        }
+        let file = self.host.path.display();
+        if let Err(error) = self.store_marks_at_last() {
+            tracing::warn!(%file, %error, "an image is closed with inconsistent bitmaps");
+        }
+        if !self.is_clean()
             && let Err(error) = self.flush()
         {
-            let file = self.host.path.display();
             tracing::warn!(%file, %error, "cannot write out an image's tables as it is closed");
         }
     }

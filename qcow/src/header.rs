@@ -1,6 +1,7 @@
 //! The header: from its bytes to a [`Header`] whose every number was checked.
 
 mod encode;
+mod encryption;
 mod parse;
 
 use crate::addr::Geometry;
@@ -9,7 +10,8 @@ use crate::compress::Compression;
 use crate::extension::Extensions;
 use crate::image::Backing;
 
-pub(crate) use parse::{read, read_unplaced};
+pub(crate) use encryption::Encryption;
+pub(crate) use parse::{Refusal, read, read_unplaced};
 
 /// Bit 0 of the incompatible features: refcounts are not to be trusted.
 pub(crate) const DIRTY: u64 = 1 << 0;
@@ -59,6 +61,7 @@ pub(crate) struct Header {
     pub(crate) compatible: u64,
     pub(crate) autoclear: u64,
     pub(crate) compression: Compression,
+    pub(crate) encryption: Encryption,
     pub(crate) backing: Option<Backing>,
     /// Where in the first cluster the backing file's name is; 0 if there is none.
     pub(crate) name_offset: u64,

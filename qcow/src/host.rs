@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::error::{Error, Result, Violation};
+use crate::header::Refusal;
 use crate::storage::Storage;
 
 /// A storage with the name that messages give it.
@@ -103,6 +104,18 @@ impl Host {
         self.storage
             .allocated()
             .map_err(Error::io(&self.path, || "get the blocks of".into()))
+    }
+
+    /// The error for a header of this file that is not opened.
+    pub(crate) fn refuse(&self, refusal: Refusal) -> Error {
+        match refusal {
+            Refusal::Invalid(violation) => self.invalid(violation),
+            Refusal::Unsupported { feature, advice } => Error::Unsupported {
+                file: self.path.clone(),
+                feature,
+                advice,
+            },
+        }
     }
 
     /// The error for something in this file that breaks the format.

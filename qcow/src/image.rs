@@ -75,6 +75,7 @@ impl Image {
             options.snapshot.as_ref(),
             &mut budget,
         )?;
+        budget.finish(std::slice::from_ref(&top))?;
         if backing.is_none() && base.is_some() {
             let reason = "it names none".into();
             return Err(Error::Reference {

@@ -18,8 +18,7 @@
 //! - **Bounded**: tables are cached up to [`OpenOptions::cache_bytes`]; L1 tables (32 MiB each,
 //!   256 MiB a chain) and refcount tables (8 MiB) are in memory whole, within the format's limits.
 //!
-//! Refused by name for now: encryption, external data files, writing an image whose dirty bit is
-//! set. Bitmaps are kept, marked as stale before the first write.
+//! Refused by name for now: external data files, writing an image whose dirty bit is set.
 //!
 //! # Example
 //!
@@ -58,11 +57,13 @@
 mod addr;
 mod alloc;
 mod alone;
+mod bitmap;
 mod cache;
 mod chain;
 mod check;
 mod compress;
 mod create;
+mod crypt;
 mod data;
 mod decompressed;
 mod empty;
@@ -73,6 +74,7 @@ mod flush;
 mod header;
 mod host;
 mod image;
+mod key_slots;
 mod l1;
 mod layer;
 mod map;
@@ -96,10 +98,13 @@ mod zero;
 
 use std::io;
 
+pub use bitmap::Bitmap;
 pub use chain::{Format, Opener, ReferencePolicy};
 pub use check::{CheckOptions, CheckReport, Finding, Problem, Repair, check, repair};
 pub use compress::{CompressedCluster, Compression, Compressor};
-pub use create::{CreateOptions, DataFile, Preallocation, create};
+pub use create::{CreateOptions, DataFile, NewEncryption, Preallocation, create};
+pub use crypt::luks::KeyCost;
+pub use crypt::secret::Secret;
 pub use error::{Error, Result, Violation};
 pub use image::{Backing, Image};
 pub use map::MapEntry;

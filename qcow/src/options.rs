@@ -1,6 +1,7 @@
 //! How to open an image.
 
 use crate::chain::{Format, ReferencePolicy};
+use crate::crypt::secret::Secret;
 use crate::snapshot::Selector;
 
 /// How to open an image.
@@ -22,11 +23,23 @@ pub struct OpenOptions {
     pub max_file_size: Option<u64>,
     /// The snapshot of the named file that is to be the disk, which is then only read.
     pub snapshot: Option<Selector>,
+    /// The passwords of the chain's encrypted files, one for each of them, from the top down.
+    /// There must be as many as there are such files.
+    pub secrets: Vec<Secret>,
+    /// Iterations of PBKDF2 that may be spent on trying the passwords. A header can ask for hours;
+    /// a key slot with more than are left is refused.
+    pub max_key_iterations: u64,
+    /// Takes no password: encrypted files can be looked at, but neither read nor written.
+    pub stay_locked: bool,
 }
 
 impl OpenOptions {
     /// Default of [`cache_bytes`](Self::cache_bytes): with 64 KiB clusters the tables of 64 GiB.
     pub const DEFAULT_CACHE_BYTES: usize = 16 << 20;
+
+    /// Default of [`max_key_iterations`](Self::max_key_iterations): a few seconds' worth. QEMU's
+    /// default for a key slot, what takes it two seconds, is about 10 million.
+    pub const DEFAULT_KEY_ITERATIONS: u64 = 1 << 26;
 
     /// Read-write, backing files in the image's own folder, 16 MiB of tables.
     pub fn new(format: Format) -> Self {
@@ -38,6 +51,9 @@ impl OpenOptions {
             cache_bytes: Self::DEFAULT_CACHE_BYTES,
             max_file_size: None,
             snapshot: None,
+            secrets: Vec::new(),
+            max_key_iterations: Self::DEFAULT_KEY_ITERATIONS,
+            stay_locked: false,
         }
     }
 }

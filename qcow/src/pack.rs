@@ -22,13 +22,21 @@ impl Image {
 
     /// The top image, if it can have compressed clusters.
     fn packable(&self) -> Result<&Qcow2> {
-        self.writable_top()?.ok_or_else(|| Error::Unsupported {
+        let qcow2 = self.writable_top()?.ok_or_else(|| Error::Unsupported {
             file: self
                 .layers
                 .first()
                 .map_or_else(PathBuf::new, |raw| raw.host().path.clone()),
             feature: "the raw format, which has no compressed clusters".into(),
             advice: "convert it to qcow2",
+        })?;
+        if qcow2.data.is_plain() {
+            return Ok(qcow2);
+        }
+        Err(Error::Unsupported {
+            file: qcow2.host.path.clone(),
+            feature: "encryption, and compressed clusters are never encrypted".into(),
+            advice: "write what is to be secret uncompressed",
         })
     }
 
@@ -104,6 +112,7 @@ impl Qcow2 {
         loop {
             let mut state = self.lock_to_change(claim)?;
             let (tables, writing) = self.split(&mut state)?;
+            self.mark_dirty(tables, writing, claim.clone())?;
             let found = match self.own_l2_table(tables, writing, index, thorough)? {
                 Ok(_) => self.pack(tables, writing, len, thorough)?,
                 Err(blocked) => Err(blocked),

@@ -58,6 +58,9 @@ impl Alone<'_> {
             let part = at..at + (allocation.clusters.end - allocation.clusters.start);
             let mut host = allocation.clusters.start * cluster;
             let (mut guest, extended) = (at, qcow2.geometry.is_extended());
+            // As in a new image, subclusters have no content yet, and encrypted clusters are zeros
+            // because their entries say so: zeros of the file would be decrypted to noise.
+            let blank = extended || !qcow2.data.is_plain();
             at = part.end;
             let done = made.and_then(|()| {
                 qcow2.change(tables, writing, part, &mut |old| {
@@ -65,9 +68,8 @@ impl Alone<'_> {
                     let new = Standard {
                         host: Some(host),
                         copied: true,
-                        // As in a new image no subcluster has content yet.
-                        alloc: all_if(!extended),
-                        zero: all_if(extended && guest < zeroed),
+                        alloc: all_if(!blank),
+                        zero: all_if(blank && (!extended || guest < zeroed)),
                     };
                     (host, guest) = (host + cluster, guest + 1);
                     Some((Mapping::Standard(new), Some(old)))
@@ -89,7 +91,7 @@ impl Alone<'_> {
         if data.host.len()? < place.end {
             data.host.set_len(place.end)?;
         }
-        if !new.fresh {
+        if !new.fresh && data.is_plain() {
             data.zero(guest * cluster, place.start, place.end - place.start)?;
         }
         preallocation.reserve(&data.host, place)

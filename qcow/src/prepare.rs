@@ -100,6 +100,7 @@ impl Qcow2 {
                     return Err(self.overlaps(tables, hit * geometry.cluster()));
                 }
             }
+            self.mark_dirty(tables, writing, at..at + len)?;
             let prepared = match way {
                 Way::InPlace(host) => {
                     let host = host + geometry.within(at);

@@ -7,7 +7,8 @@ use crate::addr::Geometry;
 use crate::cache::Cache;
 use crate::chain::Budget;
 use crate::compress::Compression;
-use crate::data::Data;
+use crate::crypt::keys::locked;
+use crate::data::{Data, Form};
 use crate::entry::{self, Compressed, Content, Entry, Mapping};
 use crate::error::{Error, Result, Violation};
 use crate::header::{self, CORRUPT, DIRTY, Header};
@@ -36,6 +37,8 @@ pub(crate) struct Qcow2 {
     state: Mutex<State>,
     /// Signalled when an allocation or a flush ends.
     changed: Condvar,
+    /// Held while a key slot changes, which may take seconds.
+    pub(crate) key_slots: Mutex<()>,
     pub(crate) pins: Arc<Pins>,
 }
 
@@ -142,7 +145,14 @@ impl Qcow2 {
             file_len,
             stopped: None,
         };
-        let data = Data { host: host.clone() };
+        let form = budget.keys.unlock(&host, tables.header.encryption)?;
+        if writable && matches!(form, Form::Locked) {
+            return Err(locked(&host));
+        }
+        let data = Data {
+            host: host.clone(),
+            form,
+        };
         Ok(Qcow2 {
             host,
             data,
@@ -158,6 +168,7 @@ impl Qcow2 {
                 writing: None,
             }),
             changed: Condvar::new(),
+            key_slots: Mutex::default(),
             pins: Arc::default(),
         })
     }

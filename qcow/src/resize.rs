@@ -116,6 +116,15 @@ impl Alone<'_> {
                     .into(),
             });
         }
+        let blank = preallocation != Preallocation::Off && !self.qcow2.data.is_plain();
+        if self.qcow2.version < 3 && blank {
+            return Err(Error::Change {
+                file: self.qcow2.host.path.clone(),
+                reason: "it is encrypted, and version 2 cannot preallocate encrypted zeros: make \
+                         it version 3 first"
+                    .into(),
+            });
+        }
         self.grow_l1(geometry.l1_entries(size))?;
         match preallocation {
             Preallocation::Off => self.clear(clusters, zeroed)?,
@@ -132,10 +141,9 @@ impl Alone<'_> {
         self.qcow2.flush_alone()
     }
 
+    /// Bitmaps get their new size with the disk.
     fn set_size(&self, size: u64) -> Result<()> {
-        let mut state = self.qcow2.state();
-        let (tables, _) = self.qcow2.split(&mut state)?;
         self.qcow2
-            .change_header(tables, |header| header.size = size)
+            .edit_bitmaps(self, |edit| edit.resize(size), |header| header.size = size)
     }
 }

@@ -69,6 +69,9 @@ impl Image {
         if let Some(host) = overlap {
             return Err(qcow2.overlaps(tables, host));
         }
+        if fast {
+            qcow2.mark_dirty(tables, writing, offset..offset + len)?;
+        }
         let pin = qcow2.pins.pin();
         Ok(if fast {
             Plan::Fast { extents, pin }
@@ -162,15 +165,18 @@ impl Image {
             return Ok(Vec::new());
         }
         let on_disk = guest.end.min(self.size()).saturating_sub(guest.start);
-        if self.reads_as_zeros(guest.start, on_disk)? {
+        let len = guest.end - guest.start;
+        let zeros = self.reads_as_zeros(guest.start, on_disk)?;
+        if zeros && qcow2.data.is_plain() {
             if !prepared.fresh {
-                qcow2
-                    .data
-                    .zero(guest.start, host, guest.end - guest.start)?;
+                qcow2.data.zero(guest.start, host, len)?;
             }
             return Ok(Vec::new());
         }
-        let mut old = vec![0; (guest.end - guest.start) as usize];
+        let mut old = vec![0; len as usize];
+        if zeros {
+            return Ok(old);
+        }
         let on_disk = old.get_mut(..on_disk as usize).unwrap_or_default();
         self.read(guest.start, on_disk)?;
         Ok(old)

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::ops::Range;
 
+use crate::bitmap::{BITMAPS_VALID, Tracked};
 use crate::entry::Mapping;
 use crate::error::{Error, Result, Violation};
-use crate::header::{CORRUPT, Header};
+use crate::header::{CORRUPT, Encryption, Header};
 use crate::qcow2::{Qcow2, Tables};
 use crate::refcount::Refcounts;
 use crate::snapshot::table::Table;
@@ -43,6 +44,8 @@ pub(crate) struct Writing {
     pub(crate) flushing: bool,
     /// An operation runs that must be alone.
     pub(crate) alone: bool,
+    /// Marks of bitmaps, from the first change on.
+    pub(crate) tracked: Option<Tracked>,
     /// Nothing below this cluster is free, as far as is known.
     pub(crate) low: u64,
     /// Everything from this cluster on is free, as far as is known.
@@ -89,15 +92,15 @@ impl Writing {
 
 impl Qcow2 {
     /// Gets ready for the first write: loads the refcount table, learns where metadata is, and
-    /// clears the autoclear bits, because what they vouch for is not kept up.
+    /// clears those autoclear bits that vouch for what is not kept up.
     pub(crate) fn start_writing(&self, tables: &mut Tables) -> Result<Writing> {
         let refcounts = Refcounts::load(&self.host, &tables.header, self.refcount_cache_bytes)?;
         let metadata = match self.find_metadata(tables, &refcounts)? {
             Ok(metadata) => metadata,
             Err(overlap) => return Err(self.mark_corrupt(tables, overlap)),
         };
-        if tables.header.autoclear != 0 {
-            self.change_header(tables, |header| header.autoclear = 0)?;
+        if tables.header.autoclear & !BITMAPS_VALID != 0 {
+            self.change_header(tables, |header| header.autoclear &= BITMAPS_VALID)?;
         }
         Ok(Writing {
             refcounts,
@@ -111,6 +114,7 @@ impl Qcow2 {
             packing: None,
             flushing: false,
             alone: false,
+            tracked: None,
             low: 1,
             high: self.geometry.clusters(tables.file_len),
         })
@@ -133,7 +137,11 @@ impl Qcow2 {
                 refcounts.table.len() as u64 * 8,
             ),
         ];
+        if let Encryption::Luks { offset, len } = header.encryption {
+            spans.push(("LUKS header", offset, len));
+        }
         self.snapshot_spans(header, &mut spans)?;
+        self.bitmap_spans(tables, &mut spans)?;
         for index in 0..refcounts.table.len() as u64 {
             if let Some(block) = refcounts.block(&self.host, index * refcounts.per_block())? {
                 if block >= tables.file_len {

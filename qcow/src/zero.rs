@@ -153,6 +153,8 @@ impl Image {
                 !wanted
             })?;
             if wanted {
+                let changed = start.max(range.start)..(start + len).min(range.end);
+                qcow2.mark_dirty(tables, writing, changed)?;
                 if let Err(blocked) = qcow2.own_l2_table(tables, writing, index, thorough)? {
                     drop(state);
                     qcow2.unblock(blocked, &mut thorough)?;

@@ -9,7 +9,10 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use cowshed_qcow::{CreateOptions, Format, Image, MemoryStorage, OpenOptions, Storage, create};
+use cowshed_qcow::{
+    CreateOptions, Format, Image, KeyCost, MemoryStorage, NewEncryption, OpenOptions, Secret,
+    Storage, create,
+};
 use support::check::check;
 use support::model::{Op, Ops, SECTOR, content, mirror, perform};
 use support::storages::{Change, CrashStorage, apply, tear};
@@ -86,7 +89,17 @@ fn run(trial: &Trial) {
     let has_base = trial.base_len > 0;
     let open = |storage: Arc<dyn Storage>| {
         let base = has_base.then(|| base(trial.base_len));
-        Image::open_over(Path::new(NAME), storage, &options(), base)
+        let encrypted = matches!(&trial.start, Start::Create(new) if new.encryption.is_some());
+        let secrets = if encrypted {
+            vec![secret()]
+        } else {
+            Vec::new()
+        };
+        let options = OpenOptions {
+            secrets,
+            ..options()
+        };
+        Image::open_over(Path::new(NAME), storage, &options, base)
     };
     let image = open(storage.clone()).unwrap();
     let mut model = content(&image);
@@ -235,8 +248,16 @@ fn assert_qemu_finds_leaks_at_most(bytes: &[u8], what: &str) {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("base"), []).unwrap();
     std::fs::write(folder.path().join(NAME), bytes).unwrap();
+    let encrypted = bytes.get(32..36) != Some(&[0; 4]);
+    let args: &[&str] = if encrypted {
+        let object = "secret,id=moo,data=moo";
+        let image = "driver=qcow2,file.filename=crash.qcow2,encrypt.key-secret=moo";
+        &["check", "--object", object, "--image-opts", image]
+    } else {
+        &["check", "-f", "qcow2", NAME]
+    };
     let output = Command::new("qemu-img")
-        .args(["check", "-f", "qcow2", NAME])
+        .args(args)
         .current_dir(folder.path())
         .output()
         .unwrap();
@@ -269,6 +290,41 @@ fn crash_safe() {
         };
         run(&trial);
     }
+}
+
+/// Encrypted zeros are no zeros: what is new and not written yet must never be seen.
+#[test]
+fn crash_safe_when_encrypted() {
+    let luks = NewEncryption::Luks {
+        secret: secret(),
+        cost: KeyCost::Iterations(1),
+    };
+    for (seed, (encryption, cluster_size, base_len, points)) in [
+        (NewEncryption::LegacyAes, 512, 40 << 10, 150),
+        (NewEncryption::LegacyAes, 4096, 0, 150),
+        (luks, 2048, 40 << 10, 20),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let create = CreateOptions {
+            backing: (base_len > 0).then(|| ("base".into(), Format::Raw)),
+            encryption: Some(encryption),
+            ..overlay(64 << 10, cluster_size, 16)
+        };
+        run(&Trial {
+            start: Start::Create(create),
+            base_len,
+            requests: 120,
+            seed: 30 + seed as u64,
+            points,
+            variants: 2,
+        });
+    }
+}
+
+fn secret() -> Secret {
+    Secret::new(b"moo".to_vec())
 }
 
 #[test]

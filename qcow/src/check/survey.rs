@@ -3,7 +3,7 @@
 use crate::addr::be64;
 use crate::entry;
 use crate::error::{Result, Violation};
-use crate::header::MAX_L1_BYTES;
+use crate::header::{Encryption, MAX_L1_BYTES};
 
 use super::Subject;
 use super::report::{Findings, Problem};
@@ -15,9 +15,6 @@ const MAX_SPANS: u64 = 256 << 20;
 /// Most L1 entries that are kept before they are merged, and after it.
 const MAX_RAW_TABLES: usize = 8 << 20;
 const MAX_TABLES: usize = 6 << 20;
-
-/// The header extension that says where LUKS's header is: offset, length.
-const ENCRYPTION_HEADER: u32 = 0x0537_be77;
 
 /// A table that lies in clusters of its own.
 pub(super) struct Span {
@@ -74,7 +71,9 @@ impl Survey {
         survey.snapshots(subject, findings)?;
         survey.merge();
         survey.bitmaps(subject, findings)?;
-        survey.encryption_header(subject, findings);
+        if let Encryption::Luks { offset, len } = header.encryption {
+            survey.span("encryption header", offset, len);
+        }
         survey.refcount_table(subject, findings)?;
         survey.check_size(subject)?;
         Ok(survey)
@@ -229,20 +228,6 @@ impl Survey {
             }
             same
         });
-    }
-
-    fn encryption_header(&mut self, subject: &Subject<'_>, findings: &mut Findings) {
-        if let Some(extension) = subject.header.extensions.get(ENCRYPTION_HEADER) {
-            let (offset, len) = (be64(extension, 0), be64(extension, 8));
-            if subject.has(offset, len) {
-                self.span("encryption header", offset, len);
-            } else {
-                findings.add(Problem::PastEnd, || {
-                    let value = format!("{offset:#x} with {len} bytes");
-                    Violation::new("encryption header", 0, value, subject.inside())
-                });
-            }
-        }
     }
 
     fn snapshots(&mut self, subject: &Subject<'_>, findings: &mut Findings) -> Result<()> {

@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
-use super::{CreateOptions, Preallocation};
+use super::{CreateOptions, NewEncryption, Preallocation};
 use crate::addr::Geometry;
 use crate::alloc::MAX_HOST_OFFSET;
-use crate::entry::COPIED;
+use crate::crypt::luks;
+use crate::entry::{COPIED, ZERO};
 use crate::error::Result;
 use crate::header::{MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES};
 use crate::host::Host;
@@ -15,7 +16,7 @@ use crate::refcount;
 const PIECE: usize = 1 << 20;
 
 /// Counts of clusters: after the header come the refcount table, the refcount blocks, the L1 table
-/// and, where preallocated, the L2 tables and the data.
+/// and, where preallocated, the L2 tables and the data. LUKS has its header before the data.
 pub(super) struct Layout {
     geometry: Geometry,
     order: u32,
@@ -24,6 +25,9 @@ pub(super) struct Layout {
     l1: u64,
     pub(super) l1_entries: u64,
     l2: u64,
+    luks: u64,
+    /// Entries of L2 tables say that what they name has no content.
+    blank: bool,
     /// Clusters that L2 entries name.
     mapped: u64,
     /// Those of them that are in the image itself.
@@ -56,6 +60,11 @@ impl Layout {
             l1: geometry.clusters(l1_entries * 8),
             l1_entries,
             l2: mapped.div_ceil(geometry.l2_entries()),
+            luks: match options.encryption {
+                Some(NewEncryption::Luks { .. }) => geometry.clusters(luks::new_len()),
+                _ => 0,
+            },
+            blank: options.encryption.is_some() && !options.extended_l2,
             mapped,
             data: if options.data_file.is_some() {
                 0
@@ -91,7 +100,7 @@ impl Layout {
     }
 
     fn clusters(&self) -> u64 {
-        1 + self.table + self.blocks + self.l1 + self.l2 + self.data
+        1 + self.table + self.blocks + self.l1 + self.l2 + self.luks + self.data
     }
 
     fn at(&self, cluster: u64) -> u64 {
@@ -114,6 +123,10 @@ impl Layout {
         self.at(1 + self.table + self.blocks + self.l1)
     }
 
+    pub(super) fn luks(&self) -> u64 {
+        self.at(1 + self.table + self.blocks + self.l1 + self.l2)
+    }
+
     /// Where the guest's bytes are, if they are in the image.
     pub(super) fn data(&self) -> Range<u64> {
         self.at(self.clusters() - self.data)..self.file_len()
@@ -134,7 +147,9 @@ impl Layout {
         write(host, self.l1(), row(self.l2(), self.l2, COPIED))?;
         // A data file has the guest's bytes where the guest has them.
         let data = if self.data == 0 { 0 } else { self.data().start };
-        let entries = row(data, self.mapped, COPIED);
+        // Zeros would be decrypted to noise.
+        let blank = if self.blank { ZERO } else { 0 };
+        let entries = row(data, self.mapped, COPIED | blank);
         if self.geometry.is_extended() {
             // The second word says that no subcluster has content yet.
             write(host, self.l2(), entries.flat_map(|entry| [entry, 0]))

@@ -51,6 +51,10 @@ impl CreateOptions {
             (self.lazy_refcounts, "lazy refcounts"),
             (self.extended_l2, "extended L2 entries"),
             (self.data_file.is_some(), "a data file"),
+            (
+                self.encryption.is_some() && self.preallocation != Preallocation::Off,
+                "preallocation and encryption",
+            ),
         ];
         let newer = newer.into_iter().find(|(asked, _)| *asked);
         match newer {
@@ -77,6 +81,9 @@ impl CreateOptions {
         }
         match &self.data_file {
             Some(file) if file.name.is_empty() => Err("the data file has no name".into()),
+            Some(file) if file.raw && self.encryption.is_some() => {
+                Err("a raw data file has the disk as it is, and not encrypted".into())
+            }
             Some(file) if file.raw && self.backing.is_some() => {
                 Err("a raw data file has all of the disk, so that there is no backing file".into())
             }

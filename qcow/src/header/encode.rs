@@ -18,7 +18,7 @@ impl Header {
         bytes.extend((name.len() as u32).to_be_bytes());
         bytes.extend(self.geometry.cluster_bits().to_be_bytes());
         bytes.extend(self.size.to_be_bytes());
-        bytes.extend(0_u32.to_be_bytes()); // no encryption
+        bytes.extend(self.encryption.method().to_be_bytes());
         bytes.extend((self.l1_entries as u32).to_be_bytes());
         bytes.extend(self.l1_offset.to_be_bytes());
         bytes.extend(self.refcount_table_offset.to_be_bytes());

@@ -1,13 +1,13 @@
 //! Reading the header: version, limits, features, in the order in which they depend on each other.
 
 use super::{
-    COMPRESSION_TYPE, CORRUPT, DATA_FILE, DIRTY, EXTENDED_L2, Header, KNOWN_LENGTH,
+    COMPRESSION_TYPE, CORRUPT, DATA_FILE, DIRTY, EXTENDED_L2, Encryption, Header, KNOWN_LENGTH,
     MAX_BACKING_NAME, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, MAX_SNAPSHOTS, V2_LENGTH, V3_LENGTH,
     backing_format,
 };
 use crate::addr::{CLUSTER_BITS, Geometry, be32, be64};
 use crate::compress::Compression;
-use crate::error::{Error, Result, Violation};
+use crate::error::{Result, Violation};
 use crate::extension::Extensions;
 use crate::host::Host;
 use crate::image::Backing;
@@ -38,14 +38,7 @@ pub(crate) fn read(host: &Host) -> Result<Header> {
 
 /// The same, but for where the refcount table is: a repair makes a new one.
 pub(crate) fn read_unplaced(host: &Host) -> Result<Header> {
-    let refuse = |refusal| match refusal {
-        Refusal::Invalid(violation) => host.invalid(violation),
-        Refusal::Unsupported { feature, advice } => Error::Unsupported {
-            file: host.path.clone(),
-            feature,
-            advice,
-        },
-    };
+    let refuse = |refusal| host.refuse(refusal);
     let len = host.len()?;
     let mut bytes = vec![0; KNOWN_LENGTH];
     host.read(0, &mut bytes)?;
@@ -110,7 +103,13 @@ fn parse(bytes: &[u8], geometry: Geometry, file_len: u64) -> Result<Header, Refu
             Violation::new("cluster_bits", 20, bits, expected)
         })?
     };
-    encryption(be32(bytes, 32))?;
+    let encryption = Encryption::parse(
+        be32(bytes, 32),
+        &extensions,
+        length as u64,
+        geometry,
+        file_len,
+    )?;
     let compression = compression(bytes, length, incompatible)?;
     let refcount_order = if v3 { be32(bytes, 96) } else { 4 };
     if refcount_order > 6 {
@@ -188,6 +187,7 @@ fn parse(bytes: &[u8], geometry: Geometry, file_len: u64) -> Result<Header, Refu
         compatible: on_v3(be64(bytes, 80)),
         autoclear,
         compression,
+        encryption,
         backing,
         name_offset,
         tail: bytes.get(V3_LENGTH..length).unwrap_or_default().to_vec(),
@@ -222,7 +222,7 @@ impl Header {
 }
 
 /// A table of `len` bytes must begin at a cluster, not at the header, and lie inside the file.
-fn placed(
+pub(super) fn placed(
     field: &str,
     at: u64,
     offset: u64,
@@ -296,20 +296,6 @@ fn features(incompatible: u64, extensions: &Extensions) -> Result<(), Refusal> {
         );
     }
     Ok(())
-}
-
-fn encryption(method: u32) -> Result<(), Refusal> {
-    let feature = match method {
-        0 => return Ok(()),
-        1 => "legacy AES encryption",
-        2 => "LUKS encryption",
-        _ => return Err(Violation::new("crypt_method", 32, method, "0, 1 or 2").into()),
-    };
-    let advice = "decrypt the image with `qemu-img convert`";
-    Err(Refusal::Unsupported {
-        feature: feature.into(),
-        advice,
-    })
 }
 
 fn compression(bytes: &[u8], length: usize, incompatible: u64) -> Result<Compression, Refusal> {

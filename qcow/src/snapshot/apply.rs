@@ -24,7 +24,7 @@ impl Image {
         let tree = Tree::new(qcow2, entry.l1_offset, &l1, before.file_len)?;
         {
             let mut state = qcow2.state();
-            let (_, writing) = qcow2.split(&mut state)?;
+            let (tables, writing) = qcow2.split(&mut state)?;
             let is_other = |&&table: &&u64| {
                 let cluster = qcow2.geometry.index(table);
                 writing.metadata.contains(&cluster) && !before.tree.has(table)
@@ -35,6 +35,8 @@ impl Image {
                 let violation = Violation::new(field, entry.l1_offset, value, expected);
                 return Err(qcow2.host.invalid(violation));
             }
+            qcow2.check_bitmaps_fit(tables, size)?;
+            qcow2.mark_dirty(tables, writing, 0..qcow2.size())?;
         }
         let entries = l1.len().max(qcow2.geometry.l1_entries(size) as usize);
         l1.resize(entries.max(1), 0);

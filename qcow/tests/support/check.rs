@@ -52,6 +52,14 @@ pub fn check(image: &[u8]) -> Report {
     let (l1, l1_entries) = (bytes.u64(40), bytes.u32(36));
     let (table, table_clusters) = (bytes.u64(48), bytes.u32(56));
     count(l1, l1_entries * 8);
+    // Where LUKS has its header, an extension says.
+    let mut extension = if v3 { bytes.u32(100) } else { 72 };
+    while bytes.u32(extension) != 0 && extension < cluster {
+        if bytes.u32(extension) == 0x0537_be77 {
+            count(bytes.u64(extension + 8), bytes.u64(extension + 16));
+        }
+        extension += 8 + bytes.u32(extension + 4).next_multiple_of(8);
+    }
     count(table, table_clusters * cluster);
     let blocks: Vec<u64> = (0..table_clusters * cluster / 8)
         .map(|i| bytes.u64(table + i * 8))
@@ -63,6 +71,10 @@ pub fn check(image: &[u8]) -> Report {
                 .push(format!("refcount block at {block:#x}"));
         }
         count(*block, cluster);
+    }
+
+    for (offset, len) in bitmaps(&bytes, cluster) {
+        count(offset, len);
     }
 
     // The active tree first, then those of the snapshots.
@@ -171,6 +183,33 @@ pub fn check(image: &[u8]) -> Report {
         }
     }
     report
+}
+
+/// Places of the bitmaps' directory, tables and bits, if the autoclear bit says that they count.
+fn bitmaps(bytes: &Bytes<'_>, cluster: u64) -> Vec<(u64, u64)> {
+    let mut places = Vec::new();
+    if bytes.u32(4) < 3 || bytes.u64(88) & 1 == 0 {
+        return places;
+    }
+    let mut at = bytes.u32(100);
+    while bytes.u32(at) != 0x2385_2875 {
+        if bytes.u32(at) == 0 {
+            return places;
+        }
+        at += 8 + bytes.u32(at + 4).next_multiple_of(8);
+    }
+    let (count, len, directory) = (bytes.u32(at + 8), bytes.u64(at + 16), bytes.u64(at + 24));
+    places.push((directory, len));
+    let mut at = directory;
+    for _ in 0..count {
+        let (table, entries) = (bytes.u64(at), bytes.u32(at + 8));
+        places.push((table, entries * 8));
+        let clusters = (0..entries).map(|i| bytes.u64(table + i * 8) & OFFSET);
+        places.extend(clusters.filter(|at| *at != 0).map(|at| (at, cluster)));
+        at += (24 + bytes.u32(at + 20) + bytes.u16(at + 18)).next_multiple_of(8);
+    }
+    assert_eq!(at, directory + len, "the directory's length");
+    places
 }
 
 fn count_span(count: &mut impl FnMut(u64, u64), offset: u64, len: u64, cluster: u64) {

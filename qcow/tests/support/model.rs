@@ -90,6 +90,10 @@ impl Ops {
 pub fn perform(image: &Image, op: &Op) -> Result<(), Error> {
     match op {
         Op::Write { offset, data } => image.write(*offset, data),
+        // Encrypted images have no compressed clusters.
+        Op::Compress { offset, data } if image.compressor(None).is_err() => {
+            image.write(*offset, data)
+        }
         Op::Compress { offset, data } => image.write_compressed(*offset, data),
         Op::Zero { offset, len, unmap } => image.write_zeroes(*offset, *len, *unmap),
         Op::Discard { offset, len } => image.discard(*offset, *len),
