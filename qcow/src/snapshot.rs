@@ -15,6 +15,7 @@ mod recount;
 mod switch;
 pub(crate) mod table;
 mod tree;
+mod vm_state;
 
 use std::fmt;
 use std::time::{Duration, SystemTime};
@@ -52,7 +53,7 @@ pub struct NewSnapshot {
     pub name: String,
     /// Kept in whole nanoseconds, from 1970 to 2106.
     pub date: SystemTime,
-    /// Bytes of VM state that were written behind the disk before; 0 if there is none.
+    /// Bytes of VM state that [`Image::write_vm_state`] wrote before; 0 if there is none.
     pub vm_state_size: u64,
     /// How long the guest has run.
     pub vm_clock: Duration,

@@ -140,20 +140,18 @@ impl<'a> Recount<'a> {
         }
         let len = WINDOW.min(self.clusters - first);
         let mut sums = vec![0_i32; len as usize];
-        let mut add = |clusters: Range<u64>, change: i32| {
+        // The loop is tight, because almost every step waits for memory.
+        let mut add = |clusters: &[u64], change: i32| {
             for cluster in clusters {
-                let sum = cluster.checked_sub(first).map(|i| sums.get_mut(i as usize));
-                if let Some(Some(sum)) = sum {
+                if let Some(sum) = sums.get_mut(cluster.wrapping_sub(first) as usize) {
                     *sum = sum.saturating_add(change);
                 }
             }
         };
-        for dropped in &self.dropped {
-            add(dropped.clone(), -1);
-        }
+        self.dropped().for_each(|cluster| add(&[cluster], -1));
         for (tree, change) in &self.trees {
-            for &table in tree.tables() {
-                add(self.qcow2.geometry.span(table, 1), *change);
+            for table in tree.tables() {
+                add(&[self.qcow2.geometry.index(*table)], *change);
             }
             tree.references(self.qcow2, &mut |clusters| add(clusters, *change))?;
         }

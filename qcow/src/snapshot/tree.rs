@@ -60,22 +60,20 @@ impl Tree {
         self.tables.binary_search(&table).is_ok()
     }
 
-    /// Visits the clusters that L2 entries refer to.
-    pub(crate) fn references(
-        &self,
-        qcow2: &Qcow2,
-        visit: &mut dyn FnMut(std::ops::Range<u64>),
-    ) -> Result<()> {
+    /// Visits the clusters that L2 entries refer to, many at a time.
+    pub(crate) fn references(&self, qcow2: &Qcow2, visit: &mut dyn FnMut(&[u64])) -> Result<()> {
         let entry_bytes = qcow2.geometry.l2_entry();
-        let mut bytes = Vec::new();
+        let (mut bytes, mut clusters) = (Vec::new(), Vec::new());
         for run in self.runs(qcow2) {
             self.load(qcow2, run, &mut bytes)?;
             let start = run.first().copied().unwrap_or(0);
             for (i, entry) in bytes.chunks_exact(entry_bytes as usize).enumerate() {
                 let at = start + i as u64 * entry_bytes;
                 let mapping = qcow2.decode(Entry::read(entry), at, self.file_len)?;
-                visit(mapping.clusters(qcow2.geometry));
+                clusters.extend(mapping.clusters(qcow2.geometry));
             }
+            visit(&clusters);
+            clusters.clear();
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 
 pub mod check;
 pub mod damage;
+pub mod lab;
 pub mod model;
 pub mod storages;
 

@@ -1,0 +1,190 @@
+//! Power cuts and failing calls while snapshots are taken, applied and deleted: everything is as it
+//! was or as it was to be, with leaks at worst, and COPIED clear at refcount one.
+
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
+
+mod support;
+
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use cowshed_qcow::{CreateOptions, Format, Image, MemoryStorage, NewSnapshot, Selector, create};
+use support::lab::{Lab, Moment, NAME, assert_between, at, go_on, requests};
+use support::model::{Ops, content};
+use support::storages::{Change, CrashStorage, FaultStorage, apply, tear};
+use support::{Random, have_qemu, qemu_content, qemu_img};
+
+fn crash_trial(seed: u64, cluster_size: u32, refcount_bits: u32, base_len: usize) {
+    let storage = Arc::new(CrashStorage::default());
+    let options = CreateOptions {
+        cluster_size,
+        refcount_bits,
+        backing: (base_len > 0).then(|| ("base".into(), Format::Raw)),
+        ..CreateOptions::new(48 << 10)
+    };
+    create(Path::new(NAME), storage.clone(), &options).unwrap();
+    let mut lab = Lab::new(storage.clone(), base_len);
+    let mut ops = requests(&lab, seed, refcount_bits);
+    let mut random = Random(seed);
+    let mut moments = Vec::new();
+    for _ in 0..14 {
+        (0..random.below(8)).for_each(|_| lab.op(&ops.next()));
+        lab.image.flush().unwrap();
+        let moment = |lab: &Lab| Moment {
+            position: storage.position(),
+            disk: lab.disk.clone(),
+            snapshots: lab.snapshots.clone(),
+        };
+        let before = moment(&lab);
+        let count = lab.snapshots.len() as u64;
+        match random.below(5) {
+            2 if count > 0 => lab.apply(random.below(count) as usize),
+            3 if count > 0 => lab.delete(random.below(count) as usize),
+            _ if count < 4 => lab.take(),
+            _ => lab.delete(0),
+        }
+        moments.push((before, moment(&lab)));
+    }
+    let log = std::mem::take(&mut *storage.log.lock().unwrap());
+    let (mut durable, mut applied) = (Vec::new(), 0);
+    for (before, after) in &moments {
+        for position in before.position..=after.position {
+            let synced = log[..position]
+                .iter()
+                .rposition(|c| matches!(c, Change::Sync));
+            let synced = synced.map_or(0, |i| i + 1);
+            log[applied..synced.max(applied)]
+                .iter()
+                .for_each(|change| apply(&mut durable, change));
+            applied = synced.max(applied);
+            for variant in 0..5 {
+                let mut bytes = durable.clone();
+                let pending = &log[applied..position];
+                match variant {
+                    0 => {}
+                    1 => pending.iter().for_each(|change| apply(&mut bytes, change)),
+                    _ => tear(&mut bytes, pending, &mut random),
+                }
+                let what = format!("seed {seed} at {position}, variant {variant}");
+                // What has ended is durable.
+                let possible = if position == after.position {
+                    [after, after]
+                } else {
+                    [before, after]
+                };
+                if random.below(200) == 0 && have_qemu() {
+                    assert_qemu_repairs(&bytes, base_len, &what);
+                }
+                let mut lab = assert_between(bytes, base_len, possible, &what);
+                if random.below(4) == 0 {
+                    go_on(&mut lab, &mut ops, &mut random, &what);
+                }
+            }
+        }
+    }
+}
+
+/// QEMU repairs what a crash left, and loses nothing.
+fn assert_qemu_repairs(bytes: &[u8], base_len: usize, what: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    std::fs::write(folder.join("base"), vec![0x77; base_len]).unwrap();
+    std::fs::write(folder.join(NAME), bytes).unwrap();
+    let before = qemu_content(folder, NAME, "qcow2");
+    qemu_img(folder, &["check", "-q", "-r", "all", NAME]);
+    assert!(qemu_content(folder, NAME, "qcow2") == before, "{what}");
+}
+
+#[test]
+fn crash_safe_while_taking_applying_and_deleting() {
+    for seed in 0..3 {
+        crash_trial(seed, 512, 16, 20 << 10);
+    }
+    crash_trial(3, 1024, 4, 0);
+    crash_trial(4, 2048, 64, 0);
+}
+
+/// A disk with two snapshots on a storage that can fail.
+fn with_two_snapshots() -> (Arc<FaultStorage>, Lab, Ops) {
+    let storage = Arc::new(FaultStorage {
+        inner: MemoryStorage::default(),
+        left: AtomicI64::new(-1),
+        kind: ErrorKind::StorageFull,
+    });
+    let options = CreateOptions {
+        cluster_size: 512,
+        ..CreateOptions::new(96 << 10)
+    };
+    create(Path::new(NAME), storage.clone(), &options).unwrap();
+    let mut lab = Lab::new(storage.clone(), 0);
+    let mut ops = Ops::new(1, lab.image.size(), 512);
+    for _ in 0..2 {
+        (0..30).for_each(|_| lab.op(&ops.next()));
+        lab.take();
+    }
+    (0..30).for_each(|_| lab.op(&ops.next()));
+    (storage, lab, ops)
+}
+
+/// What an image says it has.
+fn moment(lab: &Lab) -> Moment {
+    let listed = lab.image.snapshots().unwrap().into_iter();
+    let with_disk = |id: String| {
+        let disk = content(&at(&lab.storage, Selector::Id(id.clone()), 0));
+        (id, disk)
+    };
+    Moment {
+        position: 0,
+        disk: content(&lab.image),
+        snapshots: listed.map(|snapshot| with_disk(snapshot.id)).collect(),
+    }
+}
+
+/// Each call of the storage in an operation fails once: an error, and everything is as it was or
+/// as it was to be.
+fn fault_trial(operation: &dyn Fn(&Image) -> cowshed_qcow::Result<()>) {
+    let (_, lab, _) = with_two_snapshots();
+    let before = moment(&lab);
+    operation(&lab.image).unwrap();
+    let after = moment(&lab);
+    for n in 0.. {
+        let (storage, mut lab, mut ops) = with_two_snapshots();
+        storage.left.store(n, Ordering::Relaxed);
+        let done = operation(&lab.image);
+        let untouched = storage.left.swap(-1, Ordering::Relaxed) >= 0;
+        assert!(done.is_ok() || !untouched, "{:?}", done.err());
+        let what = format!("call {n}");
+        let stopped = lab.image.flush().is_err();
+        let possible = if done.is_ok() {
+            [&after, &after]
+        } else {
+            [&before, &after]
+        };
+        let mut again = assert_between(storage.inner.to_vec(), 0, possible, &what);
+        let mut random = Random(n as u64);
+        if !stopped {
+            // It was one failure: the same image goes on.
+            let now = moment(&lab);
+            assert!(
+                now.disk == again.disk && now.snapshots == again.snapshots,
+                "{what}"
+            );
+            (lab.disk, lab.snapshots) = (now.disk, now.snapshots);
+            go_on(&mut lab, &mut ops, &mut random, &what);
+        }
+        go_on(&mut again, &mut ops, &mut random, &what);
+        if untouched {
+            assert!(n > 10, "only {n} calls");
+            return;
+        }
+    }
+}
+
+#[test]
+fn every_call_fails_once() {
+    fault_trial(&|image| image.create_snapshot(&NewSnapshot::new("x")).map(drop));
+    fault_trial(&|image| image.apply_snapshot(&Selector::Id("1".into())));
+    fault_trial(&|image| image.delete_snapshot(&Selector::Id("1".into())));
+}
