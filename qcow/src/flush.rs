@@ -3,10 +3,15 @@
 //! `|` is a sync, left out when its side is empty: data, new L2 tables, new refcount blocks and
 //! increments `|` refcount table entries `|` L2 and L1 entries `|` decrements. The bytes of new
 //! tables and blocks are written where they are made, so that they are always on the first side.
+//!
+//! An image with lazy refcounts has the dirty bit set while it is written. Refcounts wait then: what
+//! is left is data `|` L2 and L1 entries. They are written as the image is closed, before the bit
+//! is cleared; after a crash they are rebuilt as it is opened.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::error::{Error, Result};
+use crate::header::DIRTY;
 use crate::image::Image;
 use crate::layer::Layer;
 use crate::qcow2::{Qcow2, State, Tables};
@@ -103,10 +108,19 @@ impl Qcow2 {
 
     fn take(&self, tables: &mut Tables, writing: &mut Writing) -> Batch {
         let refcounts = &mut writing.refcounts;
-        let table_sectors = std::mem::take(&mut refcounts.dirty);
+        // The dirty bit says that refcounts in the file are old. They wait for the image's end, or
+        // until they need the room.
+        let (blocks, table_sectors) = if writing.lazy && !refcounts.blocks.is_strained() {
+            Default::default()
+        } else {
+            (
+                refcounts.blocks.take_dirty(),
+                std::mem::take(&mut refcounts.dirty),
+            )
+        };
         let l1_sectors = std::mem::take(&mut writing.l1_dirty);
         Batch {
-            refcounts: refcounts.blocks.take_dirty(),
+            refcounts: blocks,
             refcount_table: sectors(&refcounts.table, refcounts.table_offset, &table_sectors),
             l2: tables.l2.take_dirty(),
             l1: sectors(&tables.l1, tables.header.l1_offset, &l1_sectors),
@@ -164,11 +178,16 @@ impl Qcow2 {
         let mut freed = std::mem::take(&mut writing.freed);
         if !batch.dropped.is_empty() {
             let decremented = self.decrement(tables, writing, batch.dropped);
-            let pieces = writing.refcounts.blocks.take_dirty();
+            let pieces = if writing.lazy {
+                Pieces::new()
+            } else {
+                writing.refcounts.blocks.take_dirty()
+            };
             drop(state);
-            let synced = decremented
-                .and_then(|()| self.write_pieces(&pieces))
-                .and_then(|()| self.host.sync());
+            let synced = decremented.and_then(|()| match pieces.is_empty() {
+                true => Ok(()),
+                false => self.write_pieces(&pieces).and_then(|()| self.host.sync()),
+            });
             state = self.state();
             let State {
                 writing: Some(writing),
@@ -300,6 +319,23 @@ fn sectors(table: &[u64], offset: u64, dirty: &BTreeSet<u64>) -> Pieces {
         .collect()
 }
 
+impl Qcow2 {
+    /// Writes out what is left, and then vouches for the refcounts again.
+    pub(crate) fn close(&self) -> Result<()> {
+        if let Some(writing) = &mut self.state().writing {
+            writing.lazy = false;
+        }
+        if !self.is_clean() {
+            self.flush()?;
+        }
+        let tables = &mut self.state().tables;
+        if tables.header.incompatible & DIRTY != 0 && tables.stopped.is_none() {
+            self.change_header(tables, |header| header.incompatible &= !DIRTY)?;
+        }
+        Ok(())
+    }
+}
+
 impl Drop for Qcow2 {
     fn drop(&mut self) {
         // After a panic a flush may be under way for good, and nothing is known to be whole.
@@ -310,9 +346,7 @@ impl Drop for Qcow2 {
         if let Err(error) = self.store_marks_at_last() {
             tracing::warn!(%file, %error, "an image is closed with inconsistent bitmaps");
         }
-        if !self.is_clean()
-            && let Err(error) = self.flush()
-        {
+        if let Err(error) = self.close() {
             tracing::warn!(%file, %error, "cannot write out an image's tables as it is closed");
         }
     }

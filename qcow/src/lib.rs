@@ -18,7 +18,8 @@
 //! - **Bounded**: tables are cached up to [`OpenOptions::cache_bytes`]; L1 tables (32 MiB each,
 //!   256 MiB a chain) and refcount tables (8 MiB) are in memory whole, within the format's limits.
 //!
-//! Refused by name for now: external data files, writing an image whose dirty bit is set.
+//! Refused by name for now: external data files. An image whose dirty bit is set gets new refcounts
+//! as it is opened for writing.
 //!
 //! # Example
 //!

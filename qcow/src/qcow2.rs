@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError};
 use crate::addr::Geometry;
 use crate::cache::Cache;
 use crate::chain::Budget;
+use crate::check;
 use crate::compress::Compression;
 use crate::crypt::keys::locked;
 use crate::data::{Data, Form};
@@ -96,18 +97,6 @@ impl Qcow2 {
             storage,
         };
         let mut header = header::read(&host)?;
-        let file_len = host.len()?;
-        if let Some(snapshot) = snapshot {
-            header = header.at_snapshot(&host, file_len, snapshot)?;
-        }
-        let refuse = |feature: &str, advice| {
-            let file = path.to_owned();
-            Err(Error::Unsupported {
-                file,
-                feature: feature.into(),
-                advice,
-            })
-        };
         if writable && header.incompatible & CORRUPT != 0 {
             let reason = "its header says so".into();
             return Err(Error::Corrupt {
@@ -116,10 +105,11 @@ impl Qcow2 {
             });
         }
         if writable && header.incompatible & DIRTY != 0 {
-            return refuse(
-                "the dirty bit (its refcounts must be rebuilt before it is written)",
-                "rebuild them with `qemu-img check -r all`, or open it read-only",
-            );
+            header = check::rebuild_dirty(&host, header)?;
+        }
+        let file_len = host.len()?;
+        if let Some(snapshot) = snapshot {
+            header = header.at_snapshot(&host, file_len, snapshot)?;
         }
         let l1_bytes = header.l1_entries as u64 * 8;
         let cache_bytes = budget.next_cache();

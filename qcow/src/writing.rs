@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::bitmap::{BITMAPS_VALID, Tracked};
 use crate::entry::Mapping;
 use crate::error::{Error, Result, Violation};
-use crate::header::{CORRUPT, Encryption, Header};
+use crate::header::{CORRUPT, DIRTY, Encryption, Header, LAZY_REFCOUNTS};
 use crate::qcow2::{Qcow2, Tables};
 use crate::refcount::Refcounts;
 use crate::snapshot::table::Table;
@@ -40,6 +40,8 @@ pub(crate) struct Writing {
     /// The first free byte behind the last compressed cluster, in a host cluster that the next one
     /// may share.
     pub(crate) packing: Option<u64>,
+    /// Refcounts are not written by each flush: the dirty bit is set.
+    pub(crate) lazy: bool,
     /// A flush runs.
     pub(crate) flushing: bool,
     /// An operation runs that must be alone.
@@ -102,6 +104,10 @@ impl Qcow2 {
         if tables.header.autoclear & !BITMAPS_VALID != 0 {
             self.change_header(tables, |header| header.autoclear &= BITMAPS_VALID)?;
         }
+        let lazy = tables.header.compatible & LAZY_REFCOUNTS != 0;
+        if lazy {
+            self.change_header(tables, |header| header.incompatible |= DIRTY)?;
+        }
         Ok(Writing {
             refcounts,
             l1_dirty: BTreeSet::new(),
@@ -112,6 +118,7 @@ impl Qcow2 {
             draining: VecDeque::new(),
             held: HashSet::new(),
             packing: None,
+            lazy,
             flushing: false,
             alone: false,
             tracked: None,

@@ -11,8 +11,8 @@ use std::process::Command;
 use std::sync::Arc;
 
 use cowshed_qcow::{
-    CheckOptions, CheckReport, Finding, Format, Image, MemoryStorage, OpenOptions, Problem, Repair,
-    Storage, check, repair,
+    CheckOptions, CheckReport, CreateOptions, Finding, Format, Image, MemoryStorage, OpenOptions,
+    Problem, Repair, Storage, check, create, repair,
 };
 use support::damage::{KINDS, damage, hot_spots, make, qemus, rounds, wear};
 use support::storages::{Change, CrashStorage, apply, tear};
@@ -265,5 +265,72 @@ fn a_repair_that_was_cut_short_is_repaired() {
             }
         }
         assert!(cuts > 0, "{}", kind.name);
+    }
+}
+
+/// Lazy refcounts: while the image is written its refcounts are old and the dirty bit says so;
+/// closed, it is as any other, and QEMU agrees.
+#[test]
+fn lazy_refcounts_are_old_until_the_image_is_closed() {
+    let storage = Arc::new(MemoryStorage::default());
+    let lazy = CreateOptions {
+        lazy_refcounts: true,
+        ..CreateOptions::new(4 << 20)
+    };
+    create(Path::new(NAME), storage.clone(), &lazy).unwrap();
+    let open = |storage: Arc<MemoryStorage>| {
+        Image::open_over(
+            Path::new(NAME),
+            storage,
+            &OpenOptions::new(Format::Qcow2),
+            None,
+        )
+        .unwrap()
+    };
+    let image = open(storage.clone());
+    assert_eq!(storage.to_vec()[79], 0, "nothing was written yet");
+    image.write(0, &[1; 1 << 20]).unwrap();
+    image.flush().unwrap();
+    let crashed = storage.to_vec();
+    assert_eq!(crashed[79], 1);
+    let options = CheckOptions::default();
+    let left = check(
+        Path::new(NAME),
+        Arc::new(MemoryStorage::new(crashed.clone())),
+        &options,
+    );
+    assert!(
+        left.unwrap().corruptions > 0,
+        "refcounts are not written by a flush"
+    );
+    image.write(2 << 20, &[2; 512]).unwrap();
+    drop(image);
+    assert_eq!(storage.to_vec()[79], 0);
+    assert!(
+        check(Path::new(NAME), storage.clone(), &options)
+            .unwrap()
+            .is_clean()
+    );
+    assert_eq!(storage.to_vec()[87], 1, "it stays lazy");
+
+    let crashed = Arc::new(MemoryStorage::new(crashed));
+    let image = open(crashed.clone());
+    assert_eq!(crashed.to_vec()[79], 0);
+    assert!(
+        check(Path::new(NAME), crashed.clone(), &options)
+            .unwrap()
+            .is_clean()
+    );
+    let mut read = vec![0; 1 << 20];
+    image.read(0, &mut read).unwrap();
+    assert_eq!(read, [1; 1 << 20]);
+    drop(image);
+    if have_qemu() {
+        let folder = tempfile::tempdir().unwrap();
+        for storage in [storage, crashed] {
+            std::fs::write(folder.path().join("lazy"), storage.to_vec()).unwrap();
+            let (code, said) = qemus(folder.path(), "lazy");
+            assert_eq!(code, 0, "{said}");
+        }
     }
 }

@@ -181,6 +181,11 @@ impl Image {
             _ => Ok(()),
         };
         self.flush()?;
+        if let Some(Layer::Qcow2(qcow2)) = self.layers.first()
+            && qcow2.writable
+        {
+            qcow2.close()?;
+        }
         stored
     }
 

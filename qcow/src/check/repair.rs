@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::entry::{self, COPIED, Entry, Mapping, Standard};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::header::{self, CORRUPT, DIRTY, Header};
 use crate::host::Host;
 use crate::refcount;
@@ -56,18 +56,31 @@ pub fn repair(
         path: path.to_owned(),
         storage,
     };
-    let header = header::read_unplaced(&host)?;
-    repair_host(&host, header, what, options)
+    let mut header = header::read_unplaced(&host)?;
+    repair_host(&host, &mut header, what, options)
 }
 
-/// Repairs an image whose header was read.
-pub(crate) fn repair_host(
+/// Makes refcounts of an image with the dirty bit that can be trusted, and clears the bit.
+pub(crate) fn rebuild_dirty(host: &Host, mut header: Header) -> Result<Header> {
+    let report = repair_host(host, &mut header, Repair::All, &CheckOptions::default())?;
+    match report.findings.first() {
+        None => Ok(header),
+        Some(finding) => Err(Error::Corrupt {
+            file: host.path.clone(),
+            reason: format!(
+                "its dirty bit is set, and of its refcounts' rebuilding is left: {finding}"
+            ),
+        }),
+    }
+}
+
+fn repair_host(
     host: &Host,
-    mut header: Header,
+    header: &mut Header,
     what: Repair,
     options: &CheckOptions,
 ) -> Result<CheckReport> {
-    let mut found = Examined::read(host, &header, options)?;
+    let mut found = Examined::read(host, header, options)?;
     let (corruptions, leaks) = (found.report.corruptions, found.report.leaks);
     // One step at a time, and a fresh look after it.
     for _ in 0..MAX_STEPS {
@@ -79,18 +92,16 @@ pub(crate) fn repair_host(
             _ if found.rebuild || !found.overlapping.is_empty() => break,
             _ => Step::InPlace,
         };
-        change(host, &mut header, |header| {
-            header.autoclear &= KNOWN_AUTOCLEAR
-        })?;
+        change(host, header, |header| header.autoclear &= KNOWN_AUTOCLEAR)?;
         match step {
             Step::Relocate => {
-                let subject = Subject::new(host, &header, options)?;
+                let subject = Subject::new(host, header, options)?;
                 relocate::relocate(&subject, &found.survey, &found.overlapping)?;
             }
-            Step::Rebuild => rebuild::rebuild(host, &mut header, options)?,
-            Step::InPlace => in_place(host, &header, what, options)?,
+            Step::Rebuild => rebuild::rebuild(host, header, options)?,
+            Step::InPlace => in_place(host, header, what, options)?,
         }
-        found = Examined::read(host, &header, options)?;
+        found = Examined::read(host, header, options)?;
         if step == Step::InPlace {
             break;
         }
@@ -99,7 +110,7 @@ pub(crate) fn repair_host(
     report.corruptions_fixed = corruptions.saturating_sub(report.corruptions);
     report.leaks_fixed = leaks.saturating_sub(report.leaks);
     if report.is_clean() {
-        change(host, &mut header, |header| {
+        change(host, header, |header| {
             header.incompatible &= !(DIRTY | CORRUPT)
         })?;
     }
