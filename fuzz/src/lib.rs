@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)] // A target fails by panicking.
 
+pub mod check;
 pub mod compressed;
 pub mod header;
 mod image;
@@ -19,11 +20,12 @@ use support::Random;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 4] = [
+pub const TARGETS: [Target; 5] = [
     ("header", header::run),
     ("open_read", open_read::run),
     ("ops", ops::run),
     ("compressed", compressed::run),
+    ("check", check::run),
 ];
 
 /// An input, the same for a seed in each run. Half of its bytes are small: they choose more.

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use arbitrary::{Arbitrary, Unstructured};
-use cowshed_qcow::{Error, Extent, Image, Pin, Plan, Storage};
+use cowshed_qcow::{Error, Extent, Image, Pin, Plan, ResizeOptions, Storage};
 
 use crate::image::Mutated;
 use crate::storage::{Bounded, open};
@@ -40,6 +40,8 @@ enum Kind {
     Read,
     Flush,
     Reopen,
+    Resize,
+    Compressed(u8),
 }
 
 /// Performs the requests. A valid image agrees with the model and is clean at the end; a damaged
@@ -128,6 +130,38 @@ impl Request {
             Kind::Zero { unmap } => model::Op::Zero { offset, len, unmap },
             Kind::Discard => model::Op::Discard { offset, len },
             Kind::Flush => model::Op::Flush,
+            Kind::Resize => {
+                pins.clear(); // A resize waits for them.
+                let options = ResizeOptions { shrink: true };
+                // Up to twice the size, or down to a sector.
+                let size = ((u64::from(self.sector) % (2 * sectors)) + 1) * SECTOR as u64;
+                match image.resize(size, &options) {
+                    // Version 2 with snapshots cannot.
+                    Err(Error::Change { .. } | Error::Unsupported { .. }) => {}
+                    done => {
+                        done?;
+                        if let Some(model) = expected {
+                            model.resize(size as usize, 0);
+                        }
+                    }
+                }
+                return Ok(());
+            }
+            Kind::Compressed(byte) => {
+                let cluster = u64::from(image.cluster_size());
+                let offset = offset / cluster * cluster;
+                let data = vec![byte; cluster.min(image.size() - offset) as usize];
+                match image.write_compressed(offset, &data) {
+                    Err(Error::Unsupported { .. }) => {}
+                    done => {
+                        done?;
+                        if let Some(model) = expected {
+                            model[offset as usize..][..data.len()].copy_from_slice(&data);
+                        }
+                    }
+                }
+                return Ok(());
+            }
             Kind::Read | Kind::Reopen => {
                 let mut bytes = vec![0xee; len as usize];
                 image.read(offset, &mut bytes)?;

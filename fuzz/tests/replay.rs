@@ -68,3 +68,9 @@ fn compressed() {
     replay("compressed");
     random("compressed");
 }
+
+#[test]
+fn check() {
+    replay("check");
+    random("check");
+}
