@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arbitrary::{Arbitrary, Unstructured};
-use cowshed_qcow::{CheckOptions, CheckReport, Image, Repair, check, repair};
+use cowshed_qcow::{CheckOptions, CheckReport, Finding, Image, Problem, Repair, check, repair};
 
 use crate::image::Mutated;
 use crate::storage::{Bounded, open};
@@ -19,7 +19,8 @@ struct Input {
     leaks_only: bool,
 }
 
-/// A repair changes no byte that could be read; what it calls clean is so, and can be written.
+/// A repair changes no byte that could be read; what it calls clean can be written, and loses
+/// nothing.
 pub fn run(data: &[u8]) {
     let Ok(input) = Input::arbitrary(&mut Unstructured::new(data)) else {
         return;
@@ -97,11 +98,16 @@ fn write(storage: &Arc<Bounded>, input: &Input) {
         let _ = image.discard(offset / 2, 4096.min(image.size() - offset / 2));
     }
     drop(image);
-    let report = check(
-        Path::new("fuzzed"),
-        storage.clone(),
-        &CheckOptions::default(),
-    )
-    .unwrap();
-    assert!(report.corruptions == 0, "{input:?}: {report:?}");
+    let options = CheckOptions::default();
+    let report = check(Path::new("fuzzed"), storage.clone(), &options).unwrap();
+    // Where damage made two entries share a cluster, a write through one leaves the other as the
+    // only one: without COPIED, which costs a copy and nothing else.
+    let harmless = |finding: &Finding| {
+        finding.problem == Problem::Copied && finding.what.expected.starts_with("COPIED set")
+    };
+    let harm = report
+        .findings
+        .iter()
+        .find(|finding| finding.problem != Problem::Leak && !harmless(finding));
+    assert!(harm.is_none(), "{input:?}: {report:?}");
 }

@@ -29,8 +29,15 @@ impl Header {
 impl Host {
     /// The entries of an L1 table, whose place and length were checked.
     pub(crate) fn read_l1(&self, offset: u64, entries: usize) -> Result<Vec<u64>> {
-        let mut bytes = vec![0; entries * 8];
-        self.read(offset, &mut bytes)?;
-        Ok(bytes.chunks_exact(8).map(|entry| be64(entry, 0)).collect())
+        /// Bytes that are read at a time, so that a large table is not in memory twice.
+        const PIECE: usize = 1 << 20;
+        let mut table = Vec::with_capacity(entries);
+        let mut bytes = vec![0; (entries * 8).min(PIECE)];
+        while table.len() < entries {
+            bytes.truncate((entries - table.len()) * 8);
+            self.read(offset + table.len() as u64 * 8, &mut bytes)?;
+            table.extend(bytes.chunks_exact(8).map(|entry| be64(entry, 0)));
+        }
+        Ok(table)
     }
 }
