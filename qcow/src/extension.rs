@@ -10,6 +10,9 @@ pub(crate) const DATA_FILE_NAME: u32 = 0x4441_5441;
 /// Where LUKS has its header: the "full disk encryption header pointer".
 pub(crate) const LUKS_HEADER: u32 = 0x0537_be77;
 pub(crate) const BITMAPS: u32 = 0x2385_2875;
+/// Of no meaning: others skip it, as they do with all that they do not know. It spans a place that
+/// was in use when the header was last rewritten, and only a crash leaves it.
+pub(crate) const FILLER: u32 = u32::from_be_bytes(*b"cows");
 
 /// Bytes in an entry of the feature name table: type, bit, name.
 const FEATURE_ENTRY: usize = 48;
@@ -71,18 +74,32 @@ impl Extensions {
             .sum()
     }
 
-    /// Replaces, adds or removes the extension of a kind. New ones come first: a header's first
-    /// sector is written at once, so that what changes is best there.
+    /// Replaces, adds or removes the extension of a kind. It comes first: a header's first sector is
+    /// written at once, so that what changes is best there.
     pub(crate) fn set(&mut self, kind: u32, data: Option<Vec<u8>>) {
-        let old = self.list.iter().position(|(of, _)| *of == kind);
-        match (old, data) {
-            (Some(at), Some(data)) => self.list[at].1 = data,
-            (Some(at), None) => {
-                self.list.remove(at);
-            }
-            (None, Some(data)) => self.list.insert(0, (kind, data)),
-            (None, None) => {}
+        if let Some(old) = self.list.iter().position(|(of, _)| *of == kind) {
+            self.list.remove(old);
         }
+        if let Some(data) = data {
+            self.list.insert(0, (kind, data));
+        }
+    }
+
+    /// The same extensions, for an area that begins at `start`, with nothing between `near` and
+    /// `far` but filling; `None` if that has no place before `near`.
+    pub(crate) fn detour(&self, start: usize, near: usize, far: usize) -> Option<Self> {
+        let mut detour = self.clone();
+        let (mut at, mut before) = (start, 0);
+        for (_, data) in &self.list {
+            let next = at + 8 + data.len().next_multiple_of(8);
+            if next + 8 > near {
+                break;
+            }
+            (at, before) = (next, before + 1);
+        }
+        let filling = far.checked_sub(at + 8).filter(|_| at + 8 <= near)?;
+        detour.list.insert(before, (FILLER, vec![0; filling]));
+        Some(detour)
     }
 
     /// The recorded name of the backing file's format.

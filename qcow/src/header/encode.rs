@@ -3,6 +3,7 @@
 use super::{Header, MAX_BACKING_NAME, V3_LENGTH};
 use crate::compress::Compression;
 use crate::error::{Error, Result};
+use crate::extension::FILLER;
 use crate::host::Host;
 
 /// The unit that a disk writes at once or not at all.
@@ -68,23 +69,53 @@ impl Header {
         Ok(bytes)
     }
 
-    /// Replaces `self` in the file by `next`, and makes that durable. A crash leaves one of them if
-    /// they differ in fields alone, or in what else lies in the first sector.
+    /// Replaces `self` in the file by `next`, and makes that durable. A crash leaves one of them: the
+    /// first sector, which is written at once, says which. What lies past that sector is written
+    /// first, in a place that `self` does not use, if the cluster has room for such a detour.
     pub(crate) fn replace(&self, next: &mut Header, host: &Host) -> Result<()> {
-        let bytes = if self.extensions == next.extensions && self.backing == next.backing {
-            next.fields()
-        } else {
-            next.encode().map_err(|reason| Error::Change {
+        let mut bytes = next.fields();
+        if self.extensions != next.extensions || self.backing != next.backing {
+            next.extensions.set(FILLER, None);
+            bytes = next.encode().map_err(|reason| Error::Change {
                 file: host.path.clone(),
                 reason,
-            })?
-        };
-        let (first, rest) = bytes.split_at(SECTOR.min(bytes.len()));
-        if !rest.is_empty() {
-            host.write(SECTOR as u64, rest)?;
-            host.sync()?;
+            })?;
+            let mut old = vec![0; bytes.len().saturating_sub(SECTOR)];
+            host.read(SECTOR as u64, &mut old)?;
+            if bytes.get(SECTOR..).is_none_or(|rest| rest == old) {
+                bytes.truncate(SECTOR);
+            } else if let Some((detour, far)) = next.detour(self.used().max(bytes.len())) {
+                write(host, &detour, far)?;
+            }
         }
-        host.write(0, first)?;
-        host.sync()
+        write(host, &bytes, SECTOR)
     }
+
+    /// Bytes of the first cluster that are in use.
+    fn used(&self) -> usize {
+        let name = self
+            .backing
+            .as_ref()
+            .map_or(0, |backing| backing.name.len());
+        let extensions = self.fields().len() + self.extensions.encode().len();
+        extensions.max(self.name_offset as usize + name)
+    }
+
+    /// The same header with nothing between its first sector and the returned place past `used`.
+    fn detour(&self, used: usize) -> Option<(Vec<u8>, usize)> {
+        let far = used.max(SECTOR).next_multiple_of(8);
+        let mut detour = self.clone();
+        detour.extensions = self.extensions.detour(self.fields().len(), SECTOR, far)?;
+        Some((detour.encode().ok()?, far))
+    }
+}
+
+/// Writes what a header has from `rest` on, then its first sector, each durable before what follows.
+fn write(host: &Host, bytes: &[u8], rest: usize) -> Result<()> {
+    if let Some(bytes) = bytes.get(rest..).filter(|bytes| !bytes.is_empty()) {
+        host.write(rest as u64, bytes)?;
+        host.sync()?;
+    }
+    host.write(0, bytes.get(..SECTOR).unwrap_or(bytes))?;
+    host.sync()
 }

@@ -2,6 +2,7 @@
 // Each suite uses a part, and what fails here fails the test.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+pub mod bitmaps;
 pub mod check;
 pub mod damage;
 pub mod lab;
