@@ -1,15 +1,17 @@
-//! Backing chains: which names are followed, and who opens them.
+//! Backing chains: what is opened, by whom, and in which order.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::crypt::Keys;
-use crate::error::{Error, Result};
+use crate::error::{Error, Reference, Result};
+use crate::host::Host;
 use crate::image::Backing;
 use crate::layer::{Layer, Raw};
 use crate::options::OpenOptions;
 use crate::qcow2::Qcow2;
+use crate::reference::Link;
 use crate::snapshot::Selector;
 use crate::storage::{Identity, Storage};
 
@@ -55,10 +57,10 @@ pub trait Opener {
     }
 }
 
-/// Which backing files an image may name.
+/// Which backing and data files an image may name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ReferencePolicy {
-    /// None: an image with a backing file is refused.
+    /// None: an image with a backing or a data file is refused.
     None,
     /// Those in the folder of the image that names them, or below it, symbolic links resolved.
     #[default]
@@ -74,29 +76,38 @@ pub(crate) fn open(
     opener: &dyn Opener,
 ) -> Result<(Vec<Layer>, Option<Backing>)> {
     let mut layers = Vec::new();
-    let mut identities: Vec<Identity> = Vec::new();
+    let mut seen = Seen::default();
     let mut budget = Budget::new(options);
     let mut recorded = None;
+    let mut named_by: Option<Link> = None;
     let (mut path, mut format, mut writable) =
         (path.to_owned(), options.format, !options.read_only);
     loop {
-        let storage = opener
-            .open(&path, writable)
-            .map_err(Error::io(&path, || "open".into()))?;
-        let identity = storage
-            .identity()
-            .map_err(Error::io(&path, || "get the inode of".into()))?;
-        let looped = identity.is_some_and(|identity| identities.contains(&identity));
-        identities.extend(identity);
-        let (layer, backing) = open_layer(
+        let host = open_file(&path, writable, opener)?;
+        if let (false, Some(link)) = (seen.is_new(&host)?, &named_by) {
+            return Err(link.refuse("the chain comes back to a file that it has passed: a loop"));
+        }
+        let (mut layer, backing) = open_layer(
             &path,
-            storage,
+            host.storage,
             format,
             writable,
             options.max_file_size,
             options.snapshot.as_ref().filter(|_| layers.is_empty()),
             &mut budget,
         )?;
+        if let Some(name) = layer.missing_data() {
+            let link = Link::new(&path, Reference::DataFile, name);
+            let supplied = options.data_file.clone().filter(|_| layers.is_empty());
+            let data = match supplied {
+                Some(storage) => link.supplied(storage),
+                None => open_file(&link.locate(options.references, opener)?, writable, opener)?,
+            };
+            if !seen.is_new(&data)? {
+                return Err(link.refuse("it is one of the chain's other files"));
+            }
+            layer.attach_data(data, &link)?;
+        }
         layers.push(layer);
         if layers.len() == 1 {
             recorded.clone_from(&backing);
@@ -105,41 +116,46 @@ pub(crate) fn open(
             budget.finish(&layers)?;
             return Ok((layers, recorded));
         };
-        let refuse = |reason: String| {
-            Err(Error::Reference {
-                file: path.clone(),
-                name: backing.name.clone(),
-                reason,
-            })
-        };
-        if looped {
-            return refuse("the chain comes back to a file that it has passed: a loop".into());
-        }
+        let link = Link::new(&path, Reference::BackingFile, &backing.name);
         if layers.len() >= MAX_DEPTH {
-            return refuse(format!(
+            return Err(link.refuse(&format!(
                 "the chain has more than {MAX_DEPTH} files: join some of them"
-            ));
+            )));
         }
         let Some(next_format) = backing.format.or(options.backing_format) else {
-            return refuse(
+            return Err(link.refuse(
                 "its format is not recorded and is never guessed: name it, or record it with \
-                 `qemu-img rebase -u -b NAME -F FORMAT`"
-                    .into(),
-            );
+                 `qemu-img rebase -u -b NAME -F FORMAT`",
+            ));
         };
-        path = match locate(&path, &backing.name, options.references, opener) {
-            Ok(path) => path,
-            Err(Refused::Outside(folder)) => {
-                let name = backing.name;
-                return Err(Error::Outside {
-                    file: path,
-                    name,
-                    folder,
-                });
-            }
-            Err(Refused::Because(reason)) => return refuse(reason),
-        };
+        path = link.locate(options.references, opener)?;
         (format, writable) = (next_format, false);
+        named_by = Some(link);
+    }
+}
+
+fn open_file(path: &Path, writable: bool, opener: &dyn Opener) -> Result<Host> {
+    let storage = opener
+        .open(path, writable)
+        .map_err(Error::io(path, || "open".into()))?;
+    let path = path.to_owned();
+    Ok(Host { path, storage })
+}
+
+/// The files of a chain so far.
+#[derive(Default)]
+struct Seen(Vec<Identity>);
+
+impl Seen {
+    /// Whether a file is not among them yet; it is from now on.
+    fn is_new(&mut self, host: &Host) -> Result<bool> {
+        let identity = host
+            .storage
+            .identity()
+            .map_err(Error::io(&host.path, || "get the inode of".into()))?;
+        let new = identity.is_none_or(|identity| !self.0.contains(&identity));
+        self.0.extend(identity);
+        Ok(new)
     }
 }
 
@@ -209,53 +225,5 @@ pub(crate) fn open_layer(
             let backing = qcow2.state().tables.header.backing.clone();
             Ok((Layer::Qcow2(Box::new(qcow2)), backing))
         }
-    }
-}
-
-/// Why a name is not followed.
-enum Refused {
-    /// It leads out of this folder.
-    Outside(PathBuf),
-    Because(String),
-}
-
-/// The path that `name` means in the image at `referrer`, or why it is not followed.
-fn locate(
-    referrer: &Path,
-    name: &str,
-    policy: ReferencePolicy,
-    opener: &dyn Opener,
-) -> Result<PathBuf, Refused> {
-    if policy == ReferencePolicy::None {
-        let reason = "images with a backing file are not allowed here";
-        return Err(Refused::Because(reason.into()));
-    }
-    if name
-        .split('/')
-        .next()
-        .is_some_and(|first| first.contains(':'))
-    {
-        let reason = "only files are followed, no `protocol:...` (a file whose name has a colon is \
-                      recorded as `./NAME`)";
-        return Err(Refused::Because(reason.into()));
-    }
-    let folder = match referrer.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let path = folder.join(name);
-    if policy == ReferencePolicy::Any {
-        return Ok(path);
-    }
-    let real = |path: &Path| {
-        opener
-            .canonicalize(path)
-            .map_err(|error| Refused::Because(format!("cannot find {path:?}: {error}")))
-    };
-    let (real_path, real_folder) = (real(&path)?, real(folder)?);
-    if real_path.starts_with(&real_folder) {
-        Ok(real_path)
-    } else {
-        Err(Refused::Outside(real_folder))
     }
 }

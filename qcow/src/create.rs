@@ -67,7 +67,7 @@ pub enum Preallocation {
 }
 
 /// A file of its own for the guest's data. The image has the tables.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct DataFile {
     /// Its name as it is to be recorded, relative to the image's folder.
     pub name: String,
@@ -76,15 +76,6 @@ pub struct DataFile {
     pub raw: bool,
     /// The file itself. Its content is replaced by zeros of the disk's size.
     pub storage: Arc<dyn Storage>,
-}
-
-impl std::fmt::Debug for DataFile {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("DataFile")
-            .field("name", &self.name)
-            .field("raw", &self.raw)
-            .finish_non_exhaustive()
-    }
 }
 
 /// How a new image is encrypted.

@@ -16,6 +16,9 @@ impl Image {
     pub fn make_empty(&self) -> Result<()> {
         if let Some(qcow2) = self.writable_top()? {
             let alone = qcow2.alone()?;
+            if qcow2.data.is_raw() {
+                return alone.zero_raw();
+            }
             alone.clear(0..qcow2.geometry.clusters(qcow2.size()), 0)?;
             return qcow2.flush_alone();
         }
@@ -28,6 +31,17 @@ impl Image {
 }
 
 impl Alone<'_> {
+    /// Makes a raw data file zeros. Its clusters keep their places, as they do ever.
+    fn zero_raw(&self) -> Result<()> {
+        let (qcow2, size) = (self.qcow2, self.qcow2.size());
+        let mut state = qcow2.state();
+        let (tables, writing) = qcow2.split(&mut state)?;
+        qcow2.mark_dirty(tables, writing, 0..size)?;
+        drop(state);
+        qcow2.data.zero(0, 0, size)?;
+        qcow2.flush_alone()
+    }
+
     /// Gives back whole clusters, in or past the disk. Those before the cluster `zeroed` become
     /// zero clusters, the others unallocated.
     pub(crate) fn clear(&self, clusters: Range<u64>, zeroed: u64) -> Result<()> {

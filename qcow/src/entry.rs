@@ -128,31 +128,35 @@ impl Mapping {
 
     /// Decodes an L2 entry, or says what it should have been.
     pub(crate) fn decode(entry: Entry, version: u32, geometry: Geometry) -> Result<Self, String> {
-        let Entry { descriptor, bitmap } = entry;
-        if descriptor & COMPRESSED != 0 {
-            return compressed(descriptor, geometry).map(Mapping::Compressed);
+        if entry.descriptor & COMPRESSED != 0 {
+            return compressed(entry.descriptor, geometry).map(Mapping::Compressed);
         }
         let has_flag = version >= 3 && !geometry.is_extended();
-        let host = offset(descriptor, if has_flag { ZERO } else { 0 }, geometry)?;
-        let all_if = |condition| if condition { u32::MAX } else { 0 };
-        let (alloc, zero) = if geometry.is_extended() {
-            (bitmap as u32, (bitmap >> 32) as u32)
-        } else {
-            let zero = descriptor & ZERO != 0;
-            (all_if(host.is_some() && !zero), all_if(zero))
+        let host = offset(entry.descriptor, if has_flag { ZERO } else { 0 }, geometry)?;
+        Standard::decode(entry, host, geometry).map(Mapping::Standard)
+    }
+
+    /// The same with a data file, in which a cluster's only place is the guest's own offset.
+    pub(crate) fn decode_external(
+        entry: Entry,
+        guest: u64,
+        geometry: Geometry,
+    ) -> Result<Self, String> {
+        if entry.descriptor & COMPRESSED != 0 {
+            return Err("no compressed cluster, because there is a data file".into());
+        }
+        let flag = if geometry.is_extended() { 0 } else { ZERO };
+        // Offset 0 is a place there, and COPIED says that it is meant.
+        let first = (entry.descriptor & COPIED != 0).then_some(0);
+        let host = offset(entry.descriptor, flag, geometry)?.or(first);
+        if host.is_some_and(|host| host != guest) {
+            return Err(format!("the place {guest:#x} in the data file, or none"));
+        }
+        let standard = Standard {
+            copied: host.is_some(),
+            ..Standard::decode(entry, host, geometry)?
         };
-        if alloc & zero != 0 {
-            return Err("no subcluster that is both allocated and zero".into());
-        }
-        if alloc != 0 && host.is_none() {
-            return Err("a cluster, because subclusters are allocated in it".into());
-        }
-        Ok(Mapping::Standard(Standard {
-            host,
-            copied: descriptor & COPIED != 0,
-            alloc,
-            zero,
-        }))
+        Ok(Mapping::Standard(standard))
     }
 
     /// The entry that says so.
@@ -182,6 +186,30 @@ impl Standard {
         alloc: 0,
         zero: u32::MAX,
     };
+
+    /// Decodes the flags of an entry whose offset is known.
+    fn decode(entry: Entry, host: Option<u64>, geometry: Geometry) -> Result<Self, String> {
+        let Entry { descriptor, bitmap } = entry;
+        let all_if = |condition| if condition { u32::MAX } else { 0 };
+        let (alloc, zero) = if geometry.is_extended() {
+            (bitmap as u32, (bitmap >> 32) as u32)
+        } else {
+            let zero = descriptor & ZERO != 0;
+            (all_if(host.is_some() && !zero), all_if(zero))
+        };
+        if alloc & zero != 0 {
+            return Err("no subcluster that is both allocated and zero".into());
+        }
+        if alloc != 0 && host.is_none() {
+            return Err("a cluster, because subclusters are allocated in it".into());
+        }
+        Ok(Standard {
+            host,
+            copied: descriptor & COPIED != 0,
+            alloc,
+            zero,
+        })
+    }
 
     fn encode(self, geometry: Geometry) -> Entry {
         let copied = if self.copied { COPIED } else { 0 };
@@ -305,6 +333,32 @@ mod tests {
             Ok(Mapping::Standard(Standard::ZERO))
         );
         assert_eq!(l1(COPIED, geometry), Ok(None));
+    }
+
+    #[test]
+    fn a_data_file_has_clusters_where_the_guest_has_them() {
+        let geometry = Geometry::new(16).unwrap();
+        let decode = |descriptor, guest| {
+            let entry = Entry {
+                descriptor,
+                bitmap: 0,
+            };
+            Mapping::decode_external(entry, guest, geometry)
+        };
+        for (descriptor, guest) in [(COPIED, 0), (COPIED | 0x10000, 0x10000)] {
+            let expected = Mapping::Standard(Standard {
+                host: Some(guest),
+                copied: true,
+                alloc: u32::MAX,
+                zero: 0,
+            });
+            assert_eq!(decode(descriptor, guest), Ok(expected));
+            assert_eq!(expected.encode(geometry).descriptor, descriptor);
+            assert!(decode(descriptor, 0x20000).is_err());
+        }
+        assert_eq!(decode(0, 0), Ok(Mapping::NONE));
+        assert_eq!(decode(ZERO, 0), Ok(Mapping::Standard(Standard::ZERO)));
+        assert!(decode(COMPRESSED, 0).is_err());
     }
 
     #[test]

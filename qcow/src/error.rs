@@ -33,6 +33,24 @@ impl Violation {
     }
 }
 
+/// What an image can name another file as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reference {
+    /// What shows through where the image has nothing.
+    BackingFile,
+    /// What has the guest's data, while the image has the tables.
+    DataFile,
+}
+
+impl std::fmt::Display for Reference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Reference::BackingFile => "backing file",
+            Reference::DataFile => "data file",
+        })
+    }
+}
+
 /// Why an image cannot be opened, read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -65,23 +83,25 @@ pub enum Error {
         /// What a person can do.
         advice: &'static str,
     },
-    /// A backing file that the policy, the name or the chain's shape forbids.
-    #[error("{file} names the backing file {name:?}, which is refused: {reason}")]
+    /// A backing or data file that the policy, the name or the chain's shape forbids.
+    #[error("{file} names the {kind} {name:?}, which is refused: {reason}")]
     Reference {
         /// The image that names it.
         file: PathBuf,
+        /// What it names.
+        kind: Reference,
         /// The name as it is recorded.
         name: String,
         /// Why, and what to do.
         reason: String,
     },
-    /// A backing file that only [`ReferencePolicy::Any`](crate::ReferencePolicy::Any) follows.
-    #[error(
-        "{file} names the backing file {name:?}, which is outside the image's own folder {folder}"
-    )]
+    /// A backing or data file that only [`ReferencePolicy::Any`](crate::ReferencePolicy::Any) follows.
+    #[error("{file} names the {kind} {name:?}, which is outside the image's own folder {folder}")]
     Outside {
         /// The image that names it.
         file: PathBuf,
+        /// What it names.
+        kind: Reference,
         /// The name as it is recorded.
         name: String,
         /// The folder of the image, symbolic links resolved.

@@ -72,6 +72,7 @@ impl Qcow2 {
         } = &mut *state
         else {
             drop(state);
+            self.data.sync()?;
             return self.host.sync();
         };
         writing.flushing = true;
@@ -129,6 +130,7 @@ impl Qcow2 {
     }
 
     fn write_out(&self, batch: &Batch) -> Result<()> {
+        self.data.sync()?;
         self.write_pieces(&batch.refcounts)?;
         self.host.sync()?;
         if !batch.refcount_table.is_empty() {

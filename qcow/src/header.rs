@@ -7,7 +7,7 @@ mod parse;
 use crate::addr::Geometry;
 use crate::chain::Format;
 use crate::compress::Compression;
-use crate::extension::Extensions;
+use crate::extension::{DATA_FILE_NAME, Extensions};
 use crate::image::Backing;
 
 pub(crate) use encryption::Encryption;
@@ -69,6 +69,23 @@ pub(crate) struct Header {
     /// not know.
     pub(crate) tail: Vec<u8>,
     pub(crate) extensions: Extensions,
+}
+
+impl Header {
+    /// The name of the file that has the guest's data, if that is not the image itself.
+    pub(crate) fn data_file(&self) -> Option<&str> {
+        let name = self.extensions.get(DATA_FILE_NAME);
+        let external = self.incompatible & DATA_FILE != 0;
+        external.then(|| {
+            name.and_then(|name| str::from_utf8(name).ok())
+                .unwrap_or_default()
+        })
+    }
+
+    /// That file is to be a valid raw image.
+    pub(crate) fn has_raw_data(&self) -> bool {
+        self.incompatible & DATA_FILE != 0 && self.autoclear & RAW_DATA != 0
+    }
 }
 
 /// Recorded name of a backing format, for messages and decisions.

@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use crate::chain::{self, Budget, Format, Opener};
 use crate::decompressed::Decompressed;
-use crate::error::{Error, Result};
+use crate::error::{Error, Reference, Result};
 use crate::layer::{Layer, walk};
 use crate::options::OpenOptions;
 use crate::pin::Pin;
 use crate::plan::{self, Extent, Plan};
 use crate::qcow2::Place;
+use crate::reference::Link;
 use crate::storage::{Identity, Storage};
 
 /// The backing file that an image's header records.
@@ -56,9 +57,9 @@ impl Image {
     }
 
     /// Opens `storage`, known as `path` in messages, over `base`, which is only read, however it was
-    /// opened. The name that the header records is not followed. An image that records one and
-    /// gets no base can be looked at, but neither read nor written; one that records none takes
-    /// no base.
+    /// opened. The names that the header records are not followed: a data file is in `options`. An
+    /// image that records a base and gets none can be looked at, but neither read nor written; one
+    /// that records none takes no base.
     pub fn open_over(
         path: &Path,
         storage: Arc<dyn Storage>,
@@ -66,7 +67,7 @@ impl Image {
         base: Option<Image>,
     ) -> Result<Self> {
         let mut budget = Budget::new(options);
-        let (top, backing) = chain::open_layer(
+        let (mut top, backing) = chain::open_layer(
             path,
             storage,
             options.format,
@@ -77,12 +78,15 @@ impl Image {
         )?;
         budget.finish(std::slice::from_ref(&top))?;
         if backing.is_none() && base.is_some() {
-            let reason = "it names none".into();
-            return Err(Error::Reference {
-                file: path.to_owned(),
-                name: String::new(),
-                reason,
-            });
+            return Err(Link::new(path, Reference::BackingFile, "").refuse("it names none"));
+        }
+        if let Some(name) = top.missing_data() {
+            let link = Link::new(path, Reference::DataFile, name);
+            match &options.data_file {
+                Some(storage) => top.attach_data(link.supplied(Arc::clone(storage)), &link)?,
+                None if options.read_only => {}
+                None => return Err(link.refuse("it was opened without, to be written")),
+            }
         }
         let mut layers = vec![top];
         layers.extend(base.into_iter().flat_map(|base| base.layers));
@@ -121,6 +125,15 @@ impl Image {
     /// What the top image's header records as its backing file.
     pub fn backing(&self) -> Option<&Backing> {
         self.backing.as_ref()
+    }
+
+    /// The data file that the top image's header records, relative to the image's folder: it has
+    /// the guest's bytes, and the image the tables.
+    pub fn data_file(&self) -> Option<String> {
+        match self.layers.first()? {
+            Layer::Qcow2(qcow2) => qcow2.state().tables.header.data_file().map(str::to_owned),
+            Layer::Raw(_) => None,
+        }
     }
 
     /// Files in the chain.
@@ -239,11 +252,8 @@ impl Image {
     /// Whether there is such a range, and all that it takes to read and write it.
     pub(crate) fn check_range(&self, offset: u64, len: u64) -> Result<()> {
         if let (Some(backing), [top]) = (&self.backing, &self.layers[..]) {
-            return Err(Error::Reference {
-                file: top.host().path.clone(),
-                name: backing.name.clone(),
-                reason: "it was opened without".into(),
-            });
+            let link = Link::new(&top.host().path, Reference::BackingFile, &backing.name);
+            return Err(link.refuse("it was opened without"));
         }
         let size = self.size();
         match offset.checked_add(len) {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::error::{Result, Violation};
 use crate::host::Host;
 use crate::qcow2::{Place, Qcow2, Run};
+use crate::reference::Link;
 use crate::storage::Storage;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
@@ -63,6 +64,22 @@ impl Layer {
         match self {
             Layer::Qcow2(qcow2) => &qcow2.data.host,
             Layer::Raw(raw) => &raw.host,
+        }
+    }
+
+    /// The name of a data file that is not there yet.
+    pub(crate) fn missing_data(&self) -> Option<&str> {
+        match self {
+            Layer::Qcow2(qcow2) => qcow2.data.missing(),
+            Layer::Raw(_) => None,
+        }
+    }
+
+    /// Gives a qcow2 file the data file that it names.
+    pub(crate) fn attach_data(&mut self, data: Host, link: &Link) -> Result<()> {
+        match self {
+            Layer::Qcow2(qcow2) => qcow2.attach_data(data, link),
+            Layer::Raw(_) => Ok(()),
         }
     }
 

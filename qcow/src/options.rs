@@ -1,8 +1,11 @@
 //! How to open an image.
 
+use std::sync::Arc;
+
 use crate::chain::{Format, ReferencePolicy};
 use crate::crypt::secret::Secret;
 use crate::snapshot::Selector;
+use crate::storage::Storage;
 
 /// How to open an image.
 #[derive(Clone, Debug)]
@@ -11,10 +14,13 @@ pub struct OpenOptions {
     pub format: Format,
     /// No write reaches any file.
     pub read_only: bool,
-    /// Which backing files are followed.
+    /// Which backing and data files are followed.
     pub references: ReferencePolicy,
     /// Format of backing files whose image does not record one. Without it they are refused.
     pub backing_format: Option<Format>,
+    /// The data file of the named image, if it has one. Without it, the name that its header has
+    /// is opened, as [`references`](Self::references) allow.
+    pub data_file: Option<Arc<dyn Storage>>,
     /// Bytes of tables to keep in memory, for the whole chain: half for the top image, the rest
     /// shared by its backing files, but never less than 64 KiB each.
     pub cache_bytes: usize,
@@ -48,6 +54,7 @@ impl OpenOptions {
             read_only: false,
             references: ReferencePolicy::default(),
             backing_format: None,
+            data_file: None,
             cache_bytes: Self::DEFAULT_CACHE_BYTES,
             max_file_size: None,
             snapshot: None,

@@ -30,13 +30,19 @@ impl Image {
             feature: "the raw format, which has no compressed clusters".into(),
             advice: "convert it to qcow2",
         })?;
-        if qcow2.data.is_plain() {
+        let (feature, advice) = if qcow2.data.is_external() {
+            let feature = "a data file, where no cluster is compressed";
+            (feature, "write without compression")
+        } else if !qcow2.data.is_plain() {
+            let feature = "encryption, and compressed clusters are never encrypted";
+            (feature, "write what is to be secret uncompressed")
+        } else {
             return Ok(qcow2);
-        }
+        };
         Err(Error::Unsupported {
             file: qcow2.host.path.clone(),
-            feature: "encryption, and compressed clusters are never encrypted".into(),
-            advice: "write what is to be secret uncompressed",
+            feature: feature.into(),
+            advice,
         })
     }
 

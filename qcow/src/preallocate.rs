@@ -40,6 +40,7 @@ impl Alone<'_> {
     ) -> Result<()> {
         let qcow2 = self.qcow2;
         let cluster = qcow2.geometry.cluster();
+        let external = qcow2.data.is_external();
         let per_slice = qcow2.geometry.slice() / qcow2.geometry.l2_entry();
         let mut at = clusters.start;
         while at < clusters.end {
@@ -49,7 +50,16 @@ impl Alone<'_> {
             let mut state = qcow2.state();
             let (tables, writing) = qcow2.split(&mut state)?;
             self.own_table(tables, writing, index)?;
-            let allocation = self.allocate(tables, writing, most)?;
+            let allocation = if external {
+                // A data file was made longer already.
+                let clusters = at..at + most;
+                Allocation {
+                    clusters,
+                    fresh: true,
+                }
+            } else {
+                self.allocate(tables, writing, most)?
+            };
             drop(state);
 
             let made = self.fill(at, &allocation, preallocation);
@@ -60,7 +70,7 @@ impl Alone<'_> {
             let (mut guest, extended) = (at, qcow2.geometry.is_extended());
             // As in a new image, subclusters have no content yet, and encrypted clusters are zeros
             // because their entries say so: zeros of the file would be decrypted to noise.
-            let blank = extended || !qcow2.data.is_plain();
+            let blank = extended && !qcow2.data.is_raw() || !qcow2.data.is_plain();
             at = part.end;
             let done = made.and_then(|()| {
                 qcow2.change(tables, writing, part, &mut |old| {
@@ -76,7 +86,9 @@ impl Alone<'_> {
                 })
             });
             if done.is_err() {
-                writing.drop_clusters(allocation.clusters);
+                if !external {
+                    writing.drop_clusters(allocation.clusters);
+                }
                 return done;
             }
         }
@@ -87,6 +99,11 @@ impl Alone<'_> {
     fn fill(&self, guest: u64, new: &Allocation, preallocation: Preallocation) -> Result<()> {
         let (data, cluster) = (&self.qcow2.data, self.qcow2.geometry.cluster());
         let place = new.clusters.start * cluster..new.clusters.end * cluster;
+        if data.is_external() {
+            // It ends with the disk, perhaps in the middle of a cluster.
+            let place = place.start..place.end.min(data.host.len()?);
+            return preallocation.reserve(&data.host, place);
+        }
         // No table names what lies past the file's end.
         if data.host.len()? < place.end {
             data.host.set_len(place.end)?;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::alloc::Blocked;
+use crate::alloc::{Allocation, Blocked};
 use crate::entry::{self, Entry, Mapping, Standard};
 use crate::error::{Error, Result};
 use crate::pin::Pin;
@@ -30,7 +30,8 @@ pub(crate) struct Prepared {
     pub(crate) host: u64,
     /// The host clusters are zeros.
     pub(crate) fresh: bool,
-    /// The guest clusters have them already, and only get more subclusters.
+    /// The guest clusters have them already, or have always a right to them, as in a data file:
+    /// they only get more subclusters.
     pub(crate) own: bool,
     /// Bytes of the disk that are to be in the host clusters: those that are written, and those
     /// that must come along.
@@ -96,8 +97,8 @@ impl Qcow2 {
             let guest = geometry.span(at, len);
             if let Way::InPlace(host) | Way::Own(host) = way {
                 let clusters = geometry.span(host, geometry.within(at) + len);
-                if let Some(hit) = clusters.clone().find(|c| writing.metadata.contains(c)) {
-                    return Err(self.overlaps(tables, hit * geometry.cluster()));
+                if let Some(hit) = self.find_table(writing, clusters) {
+                    return Err(self.overlaps(tables, hit));
                 }
             }
             self.mark_dirty(tables, writing, at..at + len)?;
@@ -163,7 +164,17 @@ impl Qcow2 {
         }
         let guest = geometry.span(bytes.start, bytes.end - bytes.start);
         let most = guest.end - guest.start;
-        let allocation = match self.allocate(tables, writing, most, thorough)? {
+        let external = self.data.is_external();
+        let allocation = if external {
+            // What was there before, if anything, is no part of the disk.
+            Ok(Allocation {
+                clusters: guest.clone(),
+                fresh: false,
+            })
+        } else {
+            self.allocate(tables, writing, most, thorough)?
+        };
+        let allocation = match allocation {
             Ok(allocation) => allocation,
             Err(blocked) => return Ok(Err(blocked)),
         };
@@ -173,7 +184,7 @@ impl Qcow2 {
         Ok(Ok(Prepared {
             host: allocation.clusters.start * cluster,
             fresh: allocation.fresh,
-            own: false,
+            own: external,
             len: bytes.end - bytes.start,
             touch: self.touch(bytes, ends),
             claim: guest.start * cluster..guest.end * cluster,
@@ -304,7 +315,8 @@ impl Qcow2 {
             let slice = table + at - within as u64;
             let bytes = self.slice(tables, slice)?.get(within..within + width);
             let entry = Entry::read(bytes.unwrap_or_default());
-            let old = self.decode(entry, slice + within as u64, tables.file_len)?;
+            let guest = cluster * self.geometry.cluster();
+            let old = self.mapping(entry, slice + within as u64, guest, tables.file_len)?;
             // Dirty from here on, so that it stays until it is changed below.
             tables.l2.get_mut(slice);
             places.push((slice, within, old));
@@ -336,6 +348,15 @@ impl Qcow2 {
             *slot = entry;
             writing.l1_dirty.insert(index as u64 / SECTOR_ENTRIES);
         }
+    }
+
+    /// Where data would land on metadata, if it is written to these clusters.
+    pub(crate) fn find_table(&self, writing: &Writing, mut clusters: Range<u64>) -> Option<u64> {
+        if self.data.is_external() {
+            return None;
+        }
+        let hit = clusters.find(|cluster| writing.metadata.contains(cluster));
+        hit.map(|cluster| cluster * self.geometry.cluster())
     }
 
     /// Guest data would land on metadata: the image is corrupt.

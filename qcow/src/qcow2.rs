@@ -9,12 +9,13 @@ use crate::chain::Budget;
 use crate::check;
 use crate::compress::Compression;
 use crate::crypt::keys::locked;
-use crate::data::{Data, Form};
+use crate::data::{Data, Form, Home};
 use crate::entry::{self, Compressed, Content, Entry, Mapping};
 use crate::error::{Error, Result, Violation};
 use crate::header::{self, CORRUPT, DIRTY, Header};
 use crate::host::Host;
 use crate::pin::Pins;
+use crate::reference::Link;
 use crate::snapshot::Selector;
 use crate::storage::Storage;
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -139,8 +140,13 @@ impl Qcow2 {
         if writable && matches!(form, Form::Locked) {
             return Err(locked(&host));
         }
+        let home = match tables.header.data_file() {
+            None => Home::Image,
+            Some(name) => Home::Missing(name.to_owned()),
+        };
         let data = Data {
             host: host.clone(),
+            home,
             form,
         };
         Ok(Qcow2 {
@@ -161,6 +167,20 @@ impl Qcow2 {
             key_slots: Mutex::default(),
             pins: Arc::default(),
         })
+    }
+
+    /// Takes the data file that the header names.
+    pub(crate) fn attach_data(&mut self, data: Host, link: &Link) -> Result<()> {
+        let (len, size) = (data.len()?, self.size());
+        if len < size {
+            return Err(link.refuse(&format!(
+                "it has {len} bytes and the disk {size}: it was cut, or is another file"
+            )));
+        }
+        let raw = self.state().tables.header.has_raw_data();
+        self.data.host = data;
+        self.data.home = Home::File { raw };
+        Ok(())
     }
 
     /// Size of the disk in bytes.
@@ -275,7 +295,8 @@ impl Qcow2 {
                     break;
                 }
                 let where_it_is = table + slice_at + (i * width) as u64;
-                let mapping = self.decode(Entry::read(entry), where_it_is, file_len)?;
+                let entry = Entry::read(entry);
+                let mapping = self.mapping(entry, where_it_is, geometry.floor(at), file_len)?;
                 let within = geometry.within(at);
                 let part = (geometry.cluster() - within).min(end - at);
                 if !visit(within, part, mapping) {
@@ -309,7 +330,24 @@ impl Qcow2 {
         }
     }
 
-    /// Decodes the L2 entry that was found at `at` of the file.
+    /// Decodes the L2 entry of the guest cluster at `guest` that was found at `at` of the file.
+    pub(crate) fn mapping(
+        &self,
+        entry: Entry,
+        at: u64,
+        guest: u64,
+        file_len: u64,
+    ) -> Result<Mapping> {
+        if !self.data.is_external() {
+            return self.decode(entry, at, file_len);
+        }
+        Mapping::decode_external(entry, guest, self.geometry).map_err(|expected| {
+            self.host
+                .invalid(Violation::new("L2 entry", at, entry, expected))
+        })
+    }
+
+    /// Decodes an L2 entry that was found at `at` of the file, which has its cluster too.
     pub(crate) fn decode(&self, entry: Entry, at: u64, file_len: u64) -> Result<Mapping> {
         let wrong = |expected| {
             self.host

@@ -126,8 +126,9 @@ impl Alone<'_> {
             });
         }
         self.grow_l1(geometry.l1_entries(size))?;
+        self.qcow2.data.resize(old, size)?;
         match preallocation {
-            Preallocation::Off => self.clear(clusters, zeroed)?,
+            Preallocation::Off if !self.qcow2.data.is_raw() => self.clear(clusters, zeroed)?,
             _ => self.preallocate(clusters, zeroed, preallocation)?,
         }
         self.qcow2.flush_alone()?;
@@ -135,10 +136,11 @@ impl Alone<'_> {
     }
 
     fn shrink(&self, size: u64) -> Result<()> {
-        let geometry = self.qcow2.geometry;
+        let (geometry, old) = (self.qcow2.geometry, self.qcow2.size());
         self.set_size(size)?;
         self.clear(geometry.clusters(size)..u64::MAX, 0)?;
-        self.qcow2.flush_alone()
+        self.qcow2.flush_alone()?;
+        self.qcow2.data.resize(old, size)
     }
 
     /// Bitmaps get their new size with the disk.

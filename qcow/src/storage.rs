@@ -19,6 +19,12 @@ pub struct Identity {
     pub inode: u64,
 }
 
+impl std::fmt::Debug for dyn Storage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Storage")
+    }
+}
+
 /// A flat, growing run of bytes: a file, or what stands in for one.
 ///
 /// Methods take `&self` and may be called from several threads; overlapping calls may be ordered

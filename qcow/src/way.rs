@@ -104,6 +104,13 @@ impl Qcow2 {
             }
             Mapping::Compressed(_) => geometry.floor(at)..geometry.floor(at) + geometry.cluster(),
         };
-        alone(bytes.start, ends.first).start..alone(bytes.end - 1, ends.last).end
+        let start = alone(bytes.start, ends.first).start;
+        let end = alone(bytes.end - 1, ends.last).end;
+        // A data file ends where the disk does.
+        if self.data.is_external() {
+            start..end.min(self.size()).max(bytes.end)
+        } else {
+            start..end
+        }
     }
 }

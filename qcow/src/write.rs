@@ -53,9 +53,7 @@ impl Image {
                 fast = false;
                 return false;
             };
-            if writing.metadata.contains(&qcow2.geometry.index(host)) {
-                overlap = Some(host);
-            }
+            overlap = qcow2.find_table(writing, qcow2.geometry.span(host, 1));
             plan::push(
                 &mut extents,
                 Extent::File {

@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::bitmap::{BITMAPS_VALID, Tracked};
 use crate::entry::Mapping;
 use crate::error::{Error, Result, Violation};
-use crate::header::{CORRUPT, DIRTY, Encryption, Header, LAZY_REFCOUNTS};
+use crate::header::{CORRUPT, DIRTY, Encryption, Header, LAZY_REFCOUNTS, RAW_DATA};
 use crate::qcow2::{Qcow2, Tables};
 use crate::refcount::Refcounts;
 use crate::snapshot::table::Table;
@@ -57,7 +57,10 @@ pub(crate) struct Writing {
 impl Writing {
     /// A reference to each cluster of a mapping is gone.
     pub(crate) fn drop_mapping(&mut self, mapping: Mapping, qcow2: &Qcow2) {
-        self.drop_clusters(mapping.clusters(qcow2.geometry));
+        // A data file's clusters have no refcounts.
+        if !qcow2.data.is_external() {
+            self.drop_clusters(mapping.clusters(qcow2.geometry));
+        }
     }
 
     /// A reference to each of these clusters is gone.
@@ -101,8 +104,10 @@ impl Qcow2 {
             Ok(metadata) => metadata,
             Err(overlap) => return Err(self.mark_corrupt(tables, overlap)),
         };
-        if tables.header.autoclear & !BITMAPS_VALID != 0 {
-            self.change_header(tables, |header| header.autoclear &= BITMAPS_VALID)?;
+        let raw = if self.data.is_raw() { RAW_DATA } else { 0 };
+        let kept = BITMAPS_VALID | raw;
+        if tables.header.autoclear & !kept != 0 {
+            self.change_header(tables, |header| header.autoclear &= kept)?;
         }
         let lazy = tables.header.compatible & LAZY_REFCOUNTS != 0;
         if lazy {

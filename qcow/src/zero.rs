@@ -4,6 +4,7 @@ use crate::entry::{Mapping, Standard};
 use crate::error::Result;
 use crate::image::Image;
 use crate::layer::{Layer, walk};
+use crate::pin::Pin;
 use crate::qcow2::{Place, Qcow2};
 
 /// Bytes of zeros that are written at a time where an entry cannot say "zero".
@@ -38,6 +39,15 @@ impl Image {
                 raw.zero(offset, len)
             };
         };
+        let punched = unmap && qcow2.punch_data(offset, len)?;
+        if qcow2.data.is_raw() {
+            return if punched {
+                Ok(())
+            } else {
+                let _pin = qcow2.enter_data(offset, len)?;
+                qcow2.data.zero(offset, offset, len)
+            };
+        }
         if qcow2.version >= 3 {
             let below = self.layers.get(1).map_or(0, Layer::size);
             self.change_all(qcow2, offset, len, below, &|old, change| {
@@ -61,6 +71,10 @@ impl Image {
             };
             return raw.punch(offset, len).map(drop);
         };
+        qcow2.punch_data(offset, len)?;
+        if qcow2.data.is_raw() {
+            return Ok(());
+        }
         let can_zero = qcow2.version >= 3;
         let below = self.layers.get(1).map_or(0, Layer::size);
         self.change_all(qcow2, offset, len, below, &|old, change| {
@@ -92,7 +106,7 @@ impl Image {
     /// subclusters do, or the disk.
     pub(crate) fn write_zeroes_over_all(&self, offset: u64, len: u64) -> Result<()> {
         match self.writable_top()? {
-            Some(qcow2) if qcow2.version >= 3 => {
+            Some(qcow2) if qcow2.version >= 3 && !qcow2.data.is_raw() => {
                 self.change_all(qcow2, offset, len, u64::MAX, &|old, change| {
                     zeroed(old, change, true)
                 })?;
@@ -174,6 +188,28 @@ impl Image {
             }
         }
         Ok(())
+    }
+}
+
+impl Qcow2 {
+    /// Gives back what a data file has of a range that is to read as zeros, or is of no use any
+    /// more; says whether it did, so that zeros are there. What its entries say follows.
+    fn punch_data(&self, offset: u64, len: u64) -> Result<bool> {
+        if !self.data.is_external() {
+            return Ok(false);
+        }
+        let _pin = self.enter_data(offset, len)?;
+        self.data.punch(offset, len)
+    }
+
+    /// Waits until a range of a data file may be changed, whatever its entries say. Who writes
+    /// there meanwhile may be before or after.
+    fn enter_data(&self, offset: u64, len: u64) -> Result<Pin> {
+        let range = offset..offset + len;
+        let mut state = self.lock_to_change(&range)?;
+        let (tables, writing) = self.split(&mut state)?;
+        self.mark_dirty(tables, writing, range)?;
+        Ok(self.pins.pin())
     }
 }
 

@@ -100,18 +100,18 @@ fn assert_as_qemu_makes(folder: &Path, name: &str, options: &CreateOptions, cont
     qemu_img(&theirs, &[&args[..], &[name, &size]].concat());
     qemu_img(&ours, &["check", "-q", "-f", "qcow2", name]);
     assert_eq!(info(&ours, name), info(&theirs, name), "{name}: {words}");
-    if options.size > 0 {
+    // A raw data file has content from the beginning: QEMU says so of clusters only.
+    let raw = options.data_file.as_ref().is_some_and(|file| file.raw);
+    if options.size > 0 && !(raw && options.extended_l2) {
         assert_eq!(map(&ours, name), map(&theirs, name), "{name}: {words}");
     }
     let read = qemu_content(&ours, name, "qcow2");
     assert!(read == content, "{name}: {words}: content");
-    if options.data_file.is_none() {
-        let open = OpenOptions::new(Format::Qcow2);
-        let image = Image::open(&ours.join(name), &open, &Files::default()).unwrap();
-        let mut read = vec![0xee; content.len()];
-        image.read(0, &mut read).unwrap();
-        assert!(read == content, "{name}: {words}: content by our reader");
-    }
+    let open = OpenOptions::new(Format::Qcow2);
+    let image = Image::open(&ours.join(name), &open, &Files::default()).unwrap();
+    let mut read = vec![0xee; content.len()];
+    image.read(0, &mut read).unwrap();
+    assert!(read == content, "{name}: {words}: content by our reader");
 }
 
 /// Folders for our images and QEMU's, with the same backing file in both.

@@ -134,7 +134,7 @@ fn refuse_never_guess() {
         (56, small(u32::MAX), "refcount_table_clusters"),
         (60, small(65537), "nb_snapshots"),
         (60, [small(1), large(77)].concat(), "snapshots_offset"),
-        (72, large(1 << 2), "an external data file"),
+        (72, large(1 << 2), "no data file (bit 2) without a name"),
         (72, large(1 << 5), "bit 5"),
         (72, large(1 << 63), "bit 63 (a feature without a name)"),
         (72, large(1 << 3), "compression_type"),

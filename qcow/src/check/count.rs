@@ -236,7 +236,7 @@ impl<'a> Count<'a> {
     }
 
     fn l2_table(&mut self, findings: &mut Findings, table: &L2Table, bytes: &[u8]) {
-        let (geometry, version) = (self.subject.header.geometry, self.subject.header.version);
+        let (header, geometry) = (self.subject.header, self.subject.header.geometry);
         let active = table.index != INACTIVE;
         let entry_bytes = geometry.l2_entry() as usize;
         let mut next = None;
@@ -247,7 +247,13 @@ impl<'a> Count<'a> {
                 continue;
             }
             let at = table.offset + (index * entry_bytes) as u64;
-            let mapping = Mapping::decode(entry, version, geometry);
+            let external = header.data_file().is_some();
+            let mapping = if external {
+                let cluster = u64::from(table.index) * geometry.l2_entries() + index as u64;
+                Mapping::decode_external(entry, cluster * geometry.cluster(), geometry)
+            } else {
+                Mapping::decode(entry, header.version, geometry)
+            };
             if self.first {
                 self.entry(findings, at, entry, &mapping);
                 if active {
@@ -255,6 +261,8 @@ impl<'a> Count<'a> {
                 }
             }
             let (offset, len) = match mapping {
+                // A data file's clusters are not counted.
+                _ if external => continue,
                 Ok(Mapping::Standard(Standard { host: None, .. })) => continue,
                 Ok(Mapping::Standard(Standard {
                     host: Some(host), ..
@@ -306,6 +314,7 @@ impl<'a> Count<'a> {
                 findings.add(Problem::Entry, || wrong(expected));
                 return;
             }
+            Ok(Mapping::Standard(_)) if self.subject.header.data_file().is_some() => return,
             Ok(Mapping::Standard(Standard { host: None, .. })) => return,
             Ok(Mapping::Standard(Standard {
                 host: Some(host), ..

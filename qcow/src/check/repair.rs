@@ -229,7 +229,8 @@ fn flags(
         &survey.tables,
         |table| table.offset,
         |table, bytes| {
-            if table.index != INACTIVE {
+            // What has no refcount in a data file keeps its flag.
+            if table.index != INACTIVE && header.data_file().is_none() {
                 let mut bytes = bytes.to_vec();
                 let size = geometry.l2_entry() as usize;
                 written |= patch(subject.host, table.offset, &mut bytes, size, &mut |entry| {

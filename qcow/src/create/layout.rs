@@ -30,7 +30,9 @@ pub(super) struct Layout {
     blank: bool,
     /// Clusters that L2 entries name.
     mapped: u64,
-    /// Those of them that are in the image itself.
+    /// What extended L2 entries say of their subclusters.
+    bitmap: u64,
+    /// Those of the clusters that are in the image itself.
     data: u64,
 }
 
@@ -66,6 +68,8 @@ impl Layout {
             },
             blank: options.encryption.is_some() && !options.extended_l2,
             mapped,
+            // No subcluster has content yet, but in a raw data file, where zeros are content.
+            bitmap: if raw { u32::MAX.into() } else { 0 },
             data: if options.data_file.is_some() {
                 0
             } else {
@@ -151,8 +155,8 @@ impl Layout {
         let blank = if self.blank { ZERO } else { 0 };
         let entries = row(data, self.mapped, COPIED | blank);
         if self.geometry.is_extended() {
-            // The second word says that no subcluster has content yet.
-            write(host, self.l2(), entries.flat_map(|entry| [entry, 0]))
+            let bitmap = self.bitmap;
+            write(host, self.l2(), entries.flat_map(|entry| [entry, bitmap]))
         } else {
             write(host, self.l2(), entries)
         }

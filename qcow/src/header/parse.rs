@@ -2,13 +2,13 @@
 
 use super::{
     COMPRESSION_TYPE, CORRUPT, DATA_FILE, DIRTY, EXTENDED_L2, Encryption, Header, KNOWN_LENGTH,
-    MAX_BACKING_NAME, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, MAX_SNAPSHOTS, V2_LENGTH, V3_LENGTH,
-    backing_format,
+    MAX_BACKING_NAME, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, MAX_SNAPSHOTS, RAW_DATA, V2_LENGTH,
+    V3_LENGTH, backing_format,
 };
 use crate::addr::{CLUSTER_BITS, Geometry, be32, be64};
 use crate::compress::Compression;
 use crate::error::{Result, Violation};
-use crate::extension::Extensions;
+use crate::extension::{DATA_FILE_NAME, Extensions};
 use crate::host::Host;
 use crate::image::Backing;
 
@@ -95,6 +95,9 @@ fn parse(bytes: &[u8], geometry: Geometry, file_len: u64) -> Result<Header, Refu
     let incompatible = on_v3(be64(bytes, 72));
     let autoclear = on_v3(be64(bytes, 88));
     features(incompatible, &extensions)?;
+    if incompatible & DATA_FILE != 0 {
+        data_file(bytes, autoclear, &extensions)?;
+    }
     let geometry = if incompatible & EXTENDED_L2 == 0 {
         geometry
     } else {
@@ -275,14 +278,34 @@ fn backing_name(
     Ok((len > 0).then_some(offset as usize..offset as usize + len as usize))
 }
 
+/// A data file must have a name, and excludes some of what images can have.
+fn data_file(bytes: &[u8], autoclear: u64, extensions: &Extensions) -> Result<(), Violation> {
+    let named = extensions
+        .get(DATA_FILE_NAME)
+        .is_some_and(|name| !name.is_empty() && str::from_utf8(name).is_ok());
+    if !named {
+        let (field, expected) = (
+            "incompatible_features",
+            "no data file (bit 2) without a name",
+        );
+        let value = format!("{:#x}", be64(bytes, 72));
+        return Err(Violation::new(field, 72, value, expected));
+    }
+    let snapshots = be32(bytes, 60);
+    if snapshots > 0 {
+        let expected = "0 beside a data file";
+        return Err(Violation::new("nb_snapshots", 60, snapshots, expected));
+    }
+    if autoclear & RAW_DATA != 0 && (be64(bytes, 8) != 0 || be32(bytes, 32) != 0) {
+        let expected = "no raw data file (bit 1) beside a backing file or encryption";
+        let value = format!("{autoclear:#x}");
+        return Err(Violation::new("autoclear_features", 88, value, expected));
+    }
+    Ok(())
+}
+
 fn features(incompatible: u64, extensions: &Extensions) -> Result<(), Refusal> {
     let unsupported = |feature: String, advice| Err(Refusal::Unsupported { feature, advice });
-    if incompatible & DATA_FILE != 0 {
-        return unsupported(
-            "an external data file".into(),
-            "convert the image with `qemu-img convert -O qcow2`",
-        );
-    }
     let known = DIRTY | CORRUPT | DATA_FILE | COMPRESSION_TYPE | EXTENDED_L2;
     let unknown = incompatible & !known;
     if unknown != 0 {
