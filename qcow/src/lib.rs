@@ -7,7 +7,8 @@
 //! # What holds
 //!
 //! - **Base untouched**: backing files are opened for reading only, by an [`Opener`] that the caller
-//!   supplies, and as the [`ReferencePolicy`] allows.
+//!   supplies, and as the [`ReferencePolicy`] allows. A data file is opened in the same way, and is
+//!   none of the chain's other files.
 //! - **Crash safe**: wherever a crash comes, the image has leaked clusters at worst, and every byte
 //!   that a [`flush`](Image::flush) covered reads back. Tables are written in order: data, new
 //!   tables and refcount increments, a sync, the refcount table, a sync, L2 and L1 entries, a
@@ -18,8 +19,7 @@
 //! - **Bounded**: tables are cached up to [`OpenOptions::cache_bytes`]; L1 tables (32 MiB each,
 //!   256 MiB a chain) and refcount tables (8 MiB) are in memory whole, within the format's limits.
 //!
-//! Refused by name for now: external data files. An image whose dirty bit is set gets new refcounts
-//! as it is opened for writing.
+//! An image whose dirty bit is set gets new refcounts as it is opened for writing.
 //!
 //! # Example
 //!

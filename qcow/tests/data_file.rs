@@ -9,8 +9,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use cowshed_qcow::{
-    CheckOptions, CreateOptions, DataFile, Error, Extent, Format, Image, MemoryStorage,
-    OpenOptions, Plan, Preallocation, Reference, ReferencePolicy, ResizeOptions, Storage, create,
+    CheckOptions, CreateOptions, DataFile, Error, Extent, Format, Image, KeyCost, MemoryStorage,
+    NewEncryption, OpenOptions, Plan, Preallocation, Reference, ReferencePolicy, ResizeOptions,
+    Secret, Storage, create,
 };
 use support::check::check;
 use support::model::{Op, Ops, SECTOR, content, mirror, perform};
@@ -183,6 +184,8 @@ fn images_that_we_made() {
                 litter(&folder.join(format!("{name}.data")));
             }
             exercise(folder, &name, seed, raw);
+            let data = std::fs::metadata(folder.join(format!("{name}.data"))).unwrap();
+            assert_eq!(data.len(), (1 << 20) + 1536, "it ends where the disk does");
         }
     }
     assert_eq!(std::fs::read(folder.join("base")).unwrap(), base);
@@ -450,6 +453,117 @@ fn what_a_data_file_excludes_is_refused() {
     let image = open(&path);
     let error = image.write_compressed(0, &[1; 65536]).unwrap_err();
     assert!(error.to_string().contains("data file"), "{error}");
+}
+
+#[test]
+fn random_damage_never_panics() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    for (raw, extended_l2) in [(false, false), (true, true)] {
+        let name = format!("{raw}");
+        let options = CreateOptions {
+            cluster_size: 16384,
+            extended_l2,
+            ..CreateOptions::new(1 << 20)
+        };
+        make(folder, &name, raw, options);
+        open(&folder.join(&name))
+            .write(5000, &[1; 300_000])
+            .unwrap();
+        let good = std::fs::read(folder.join(&name)).unwrap();
+        let mut random = Random(8);
+        let mut opened = 0;
+        for _ in 0..200 {
+            let mut bad = good.clone();
+            for _ in 0..1 + random.below(6) {
+                let at = match random.below(3) {
+                    0 => random.below(300),
+                    1 => random.below(good.len() as u64) / 16384 * 16384 + random.below(512),
+                    _ => random.below(good.len() as u64),
+                };
+                bad[at as usize] = random.next() as u8;
+            }
+            let options = OpenOptions {
+                data_file: Some(Arc::new(MemoryStorage::new(vec![2; 1 << 20]))),
+                ..OpenOptions::new(Format::Qcow2)
+            };
+            let storage = Arc::new(MemoryStorage::new(bad));
+            let _ = cowshed_qcow::check(Path::new("bad"), storage.clone(), &Default::default());
+            let Ok(disk) = Image::open_over(Path::new("bad"), storage, &options, None) else {
+                continue;
+            };
+            opened += 1;
+            if disk.size() == 0 || disk.size() > 2 << 20 {
+                continue;
+            }
+            let mut ops = Ops::new(random.next(), disk.size(), disk.cluster_size().into());
+            for _ in 0..15 {
+                let _ = perform(&disk, &ops.next());
+                let _ = disk.read(0, &mut vec![0; disk.size() as usize]);
+            }
+            let _ = disk.resize(3 << 19, &ResizeOptions::default());
+        }
+        assert!(opened > 20, "{opened}");
+    }
+}
+
+/// LUKS numbers sectors by their place in the file, which here is their place on the disk.
+#[test]
+fn encrypted_data_files() {
+    if !have_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let secret = || Secret::new("moo".into());
+    for (name, extended_l2, preallocation) in [
+        ("plain", false, Preallocation::Off),
+        ("placed", false, Preallocation::Metadata),
+        ("parts", true, Preallocation::Metadata),
+    ] {
+        let options = CreateOptions {
+            extended_l2,
+            preallocation,
+            encryption: Some(NewEncryption::Luks {
+                secret: secret(),
+                cost: KeyCost::Iterations(1),
+            }),
+            ..CreateOptions::new(300 << 10)
+        };
+        make(folder, name, false, options);
+        let path = folder.join(name);
+        let open = || {
+            let options = OpenOptions {
+                secrets: vec![secret()],
+                ..OpenOptions::new(Format::Qcow2)
+            };
+            Image::open(&path, &options, &Files::default()).unwrap()
+        };
+        let image = open();
+        let mut model = content(&image);
+        assert!(model.iter().all(|&byte| byte == 0), "{name}");
+        let mut ops = Ops::new(4, image.size(), 65536);
+        ops.compressed = false;
+        for _ in 0..100 {
+            let op = ops.next();
+            perform(&image, &op).unwrap();
+            mirror(&mut model, &image, &op);
+        }
+        assert!(content(&image) == model, "{name}");
+        drop(image);
+        assert!(content(&open()) == model, "{name}: opened again");
+        let image = format!("driver=qcow2,file.filename={name},encrypt.key-secret=s");
+        let args = [
+            "convert",
+            "--object",
+            "secret,id=s,data=moo",
+            "--image-opts",
+            &image,
+        ];
+        qemu_img(folder, &[&args[..], &["-O", "raw", "content"]].concat());
+        let read = std::fs::read(folder.join("content")).unwrap();
+        assert!(read == model, "{name}: QEMU reads something else");
+    }
 }
 
 #[test]
