@@ -58,6 +58,7 @@
 mod addr;
 mod alloc;
 mod alone;
+mod amend;
 mod bitmap;
 mod cache;
 mod chain;
@@ -67,6 +68,7 @@ mod create;
 mod crypt;
 mod data;
 mod decompressed;
+mod downgrade;
 mod empty;
 mod entry;
 mod error;
@@ -100,6 +102,7 @@ mod zero;
 
 use std::io;
 
+pub use amend::AmendOptions;
 pub use bitmap::Bitmap;
 pub use chain::{Format, Opener, ReferencePolicy};
 pub use check::{CheckOptions, CheckReport, Finding, Problem, Repair, check, repair};

@@ -30,8 +30,8 @@ impl Preallocation {
 }
 
 impl Alone<'_> {
-    /// Gives clusters past the disk their places; what they had is given back. They read as zeros
-    /// once they are part of the disk, also those before `zeroed`, where a backing file has bytes.
+    /// Gives clusters new places, in which they read as zeros; what they had is given back. Over
+    /// those before `zeroed` a backing file has bytes, which is to be said where it matters.
     pub(crate) fn preallocate(
         &self,
         clusters: Range<u64>,

@@ -11,10 +11,10 @@ mod copied;
 mod create;
 mod delete;
 mod read;
-mod recount;
-mod switch;
+pub(crate) mod recount;
+pub(crate) mod switch;
 pub(crate) mod table;
-mod tree;
+pub(crate) mod tree;
 mod vm_state;
 
 use std::fmt;

@@ -15,7 +15,7 @@ use cowshed_qcow::{
 };
 use support::check::check;
 use support::model::{Ops, SECTOR, content, mirror, perform};
-use support::storages::{Change, CrashStorage, FaultStorage, apply, tear};
+use support::storages::{CrashStorage, FaultStorage, crashes};
 use support::{Files, Random, have_qemu, qemu_content, qemu_img, qemu_io};
 
 const NAME: &str = "resize.qcow2";
@@ -420,37 +420,22 @@ fn crash(cluster_size: u32, base_len: usize, sizes: &[u64], seed: u64) {
         expected.resize(pair[1] as usize, 0);
         assert!(after == expected);
         let log = storage.log.lock().unwrap().clone();
-        let mut durable = Vec::new();
-        log[..from]
-            .iter()
-            .for_each(|change| apply(&mut durable, change));
-        let mut pending = from;
-        for position in from..=log.len() {
-            for _ in 0..4 {
-                let mut bytes = durable.clone();
-                tear(&mut bytes, &log[pending..position], &mut random);
-                let report = check(&bytes);
-                assert!(
-                    report.corruptions.is_empty(),
-                    "{position}: {:?}",
-                    report.corruptions
-                );
-                let found = content(&open(Arc::new(MemoryStorage::new(bytes))));
-                // The tail of a cluster that is cut may be zeros before the size changes.
-                let kept = (pair[0].min(pair[1])) as usize;
-                assert!(found[..kept] == before[..kept], "{position} of {pair:?}");
-                if found.len() > before.len() {
-                    assert!(found == after, "{position} of {pair:?}");
-                }
-                assert!(pair.contains(&(found.len() as u64)));
+        crashes(&log, from, 4, &mut random, &mut |position, bytes| {
+            let report = check(&bytes);
+            assert!(
+                report.corruptions.is_empty(),
+                "{position}: {:?}",
+                report.corruptions
+            );
+            let found = content(&open(Arc::new(MemoryStorage::new(bytes))));
+            // The tail of a cluster that is cut may be zeros before the size changes.
+            let kept = (pair[0].min(pair[1])) as usize;
+            assert!(found[..kept] == before[..kept], "{position} of {pair:?}");
+            if found.len() > before.len() {
+                assert!(found == after, "{position} of {pair:?}");
             }
-            if let Some(Change::Sync) = log.get(position) {
-                log[pending..position]
-                    .iter()
-                    .for_each(|change| apply(&mut durable, change));
-                pending = position + 1;
-            }
-        }
+            assert!(pair.contains(&(found.len() as u64)));
+        });
     }
 }
 

@@ -30,6 +30,7 @@ use crate::host::Host;
 use crate::storage::Storage;
 
 use count::Count;
+pub(crate) use rebuild::change_refcount_width;
 pub(crate) use repair::rebuild_dirty;
 pub use repair::{Repair, repair};
 use report::Findings;

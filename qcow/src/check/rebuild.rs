@@ -1,9 +1,10 @@
-//! New refcount structures at the end of the file, for an image whose own cannot be trusted.
+//! New refcount structures at the end of the file, for an image whose own cannot be trusted or are
+//! to have another width.
 //!
 //! Nothing names them until the header does, in one write: a crash leaves the image as it was, or
 //! with refcounts that are right. The old ones are free clusters then.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::header::{Header, MAX_REFCOUNT_TABLE_BYTES};
 use crate::host::Host;
 
@@ -11,13 +12,47 @@ use super::count::Count;
 use super::repair::{change, refcounts};
 use super::report::Findings;
 use super::survey::Survey;
+use super::window::{Counter, Window};
 use super::{CheckOptions, Subject};
 
 /// Writes a refcount table and blocks for all of the file, and moves the header to them.
 pub(super) fn rebuild(host: &Host, header: &mut Header, options: &CheckOptions) -> Result<()> {
+    let order = header.refcount_order;
+    rebuild_as(host, header, order, options, &|_| Ok(()))
+}
+
+/// Makes refcounts `1 << order` bits wide. References that they could not count are an error.
+pub(crate) fn change_refcount_width(host: &Host, header: &mut Header, order: u32) -> Result<()> {
+    let most = u64::MAX >> (64 - (1 << order));
+    rebuild_as(host, header, order, &CheckOptions::default(), &|window| {
+        for (first, counters) in window.units() {
+            let references = |counter: &Counter| u64::from(counter.references());
+            if let Some(index) = counters.iter().position(|c| references(c) > most) {
+                return Err(Error::Change {
+                    file: host.path.clone(),
+                    reason: format!(
+                        "cluster {} has more references than refcounts of {} bits can say",
+                        first + index as u64,
+                        1 << order
+                    ),
+                });
+            }
+        }
+        Ok(())
+    })
+}
+
+fn rebuild_as(
+    host: &Host,
+    header: &mut Header,
+    order: u32,
+    options: &CheckOptions,
+    allow: &dyn Fn(&mut Window) -> Result<()>,
+) -> Result<()> {
     let old_len = host.len()?;
     let mut next = header.clone();
-    let written = write(host, &mut next, options);
+    next.refcount_order = order;
+    let written = write(host, &mut next, options, allow);
     if let Err(error) = written {
         if let Err(error) = host.set_len(old_len) {
             tracing::debug!(%error, "what a rebuild began stays at the file's end");
@@ -27,11 +62,17 @@ pub(super) fn rebuild(host: &Host, header: &mut Header, options: &CheckOptions) 
     change(host, header, |header| {
         header.refcount_table_offset = next.refcount_table_offset;
         header.refcount_table_clusters = next.refcount_table_clusters;
+        header.refcount_order = order;
     })
 }
 
 /// Writes the new structures, and says in `next` where they are.
-fn write(host: &Host, next: &mut Header, options: &CheckOptions) -> Result<()> {
+fn write(
+    host: &Host,
+    next: &mut Header,
+    options: &CheckOptions,
+    allow: &dyn Fn(&mut Window) -> Result<()>,
+) -> Result<()> {
     let geometry = next.geometry;
     let cluster = geometry.cluster();
     let (start, table, blocks) = {
@@ -56,6 +97,7 @@ fn write(host: &Host, next: &mut Header, options: &CheckOptions) -> Result<()> {
     let mut findings = Findings::new(&subject);
     let survey = Survey::read(&subject, &mut findings)?;
     Count::new(&subject, &survey).run(&mut findings, &mut |window| {
+        allow(window)?;
         refcounts(&subject, &survey, window, &|counter| counter.references())
     })?;
     host.sync()

@@ -74,7 +74,8 @@ impl Header {
     /// first, in a place that `self` does not use, if the cluster has room for such a detour.
     pub(crate) fn replace(&self, next: &mut Header, host: &Host) -> Result<()> {
         let mut bytes = next.fields();
-        if self.extensions != next.extensions || self.backing != next.backing {
+        let moved = self.fields().len() != bytes.len();
+        if moved || self.extensions != next.extensions || self.backing != next.backing {
             next.extensions.set(FILLER, None);
             bytes = next.encode().map_err(|reason| Error::Change {
                 file: host.path.clone(),

@@ -132,6 +132,34 @@ pub fn tear(bytes: &mut Vec<u8>, pending: &[Change], random: &mut Random) {
     }
 }
 
+/// Visits what power cuts may leave after each change of a log from `from` on, `variants` of each.
+pub fn crashes(
+    log: &[Change],
+    from: usize,
+    variants: usize,
+    random: &mut Random,
+    visit: &mut dyn FnMut(usize, Vec<u8>),
+) {
+    let mut durable = Vec::new();
+    log[..from]
+        .iter()
+        .for_each(|change| apply(&mut durable, change));
+    let mut pending = from;
+    for position in from..=log.len() {
+        for _ in 0..variants {
+            let mut bytes = durable.clone();
+            tear(&mut bytes, &log[pending..position], random);
+            visit(position, bytes);
+        }
+        if let Some(Change::Sync) = log.get(position) {
+            log[pending..position]
+                .iter()
+                .for_each(|change| apply(&mut durable, change));
+            pending = position + 1;
+        }
+    }
+}
+
 /// Memory whose n-th call fails, once.
 pub struct FaultStorage {
     pub inner: MemoryStorage,
