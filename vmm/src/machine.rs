@@ -17,7 +17,7 @@ use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config}
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::GuestMemoryMmap;
 
-use crate::boot::Source;
+use crate::boot::{Source, UnpackedKernels};
 use crate::exit::{EndSink, Ending};
 use crate::fallback::{self, Fallback};
 use crate::host::Virtualization;
@@ -184,12 +184,14 @@ impl Machine {
         self.pci.plug(function.map_err(plug)?).map_err(plug)
     }
 
-    /// Loads what is to run. `initrd` parts are joined in order.
+    /// Loads what is to run. `initrd` parts are joined in order; `unpacked` is where unpacked kernels
+    /// are kept.
     pub fn load(
         &mut self,
         image: Source<'_>,
         initrd: &[Source<'_>],
         cmdline: &str,
+        unpacked: Option<&UnpackedKernels>,
     ) -> Result<(), Error> {
         let rsdp = Some(acpi::build(&self.memory, self.config.cpus)?);
         let kernel = boot::Kernel {
@@ -197,6 +199,7 @@ impl Machine {
             initrd,
             cmdline,
             rsdp,
+            unpacked,
         };
         self.entry = Some(boot::load(&self.memory, &kernel)?);
         Ok(())

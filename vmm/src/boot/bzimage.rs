@@ -1,10 +1,12 @@
 //! Linux's bzImage: the setup header, and the packed ELF inside
 //! (`Documentation/arch/x86/boot.rst`).
 
+use std::fs::File;
+
 use linux_loader::bootparam::setup_header;
 use vm_memory::ByteValued;
 
-use super::{Error, Source, unpack};
+use super::{Error, Source, UnpackedKernels, unpack};
 
 const HEADER_OFFSET: u64 = 0x1f1;
 const BOOT_FLAG: u16 = 0xaa55;
@@ -20,6 +22,21 @@ pub(super) struct BzImage {
     pub(super) header: setup_header,
     payload_offset: u64,
     payload_len: usize,
+}
+
+/// An unpacked payload.
+pub(super) enum Unpacked {
+    Kept(File),
+    Here(Vec<u8>),
+}
+
+impl Unpacked {
+    pub(super) fn source(&self) -> Source<'_> {
+        match self {
+            Self::Kept(file) => Source::File(file),
+            Self::Here(bytes) => Source::Bytes(bytes),
+        }
+    }
 }
 
 impl BzImage {
@@ -76,16 +93,44 @@ impl BzImage {
         })
     }
 
-    /// The payload, unpacked: an ELF, unless the file is damaged. No longer than `ram`.
-    pub(super) fn unpack(&self, image: &Source, ram: u64) -> Result<Vec<u8>, Error> {
+    /// The payload, unpacked: an ELF, unless the file is damaged. No longer than `ram`. A file's is
+    /// taken from `kept` or put there.
+    pub(super) fn unpacked(
+        &self,
+        image: &Source,
+        ram: u64,
+        kept: Option<&UnpackedKernels>,
+    ) -> Result<Unpacked, Error> {
+        let read = |source| Error::Read {
+            what: "kernel",
+            source,
+        };
+        let cache = match image {
+            Source::File(file) => kept.map(|kept| (kept, *file)),
+            Source::Bytes(_) => None,
+        };
+        if let Some((kept, file)) = cache {
+            let mut size = [0; 4];
+            let at = self.payload_offset + (self.payload_len as u64).saturating_sub(4);
+            image.read_exact_at(&mut size, at).map_err(read)?;
+            let size = u64::from(u32::from_le_bytes(size));
+            if size <= ram
+                && let Some(elf) = kept.get(file, size)
+            {
+                return Ok(Unpacked::Kept(elf));
+            }
+        }
         let mut payload = vec![0; self.payload_len];
         image
             .read_exact_at(&mut payload, self.payload_offset)
-            .map_err(|source| Error::Read {
-                what: "kernel",
-                source,
-            })?;
-        unpack::unpack(&payload, ram)
+            .map_err(read)?;
+        let elf = unpack::unpack(&payload, ram)?;
+        if let Some((kept, file)) = cache
+            && let Err(error) = kept.put(file, &elf)
+        {
+            tracing::info!(%error, "the unpacked kernel is not kept");
+        }
+        Ok(Unpacked::Here(elf))
     }
 }
 

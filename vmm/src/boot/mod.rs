@@ -17,6 +17,7 @@ mod pvh;
 mod registers;
 mod source;
 mod unpack;
+mod unpacked;
 mod zero_page;
 
 use std::ops::Range;
@@ -25,6 +26,7 @@ use vm_memory::GuestMemoryMmap;
 
 pub use error::Error;
 pub use source::Source;
+pub use unpacked::UnpackedKernels;
 
 use bzimage::BzImage;
 use elf::Elf;
@@ -41,6 +43,8 @@ pub struct Kernel<'a> {
     pub cmdline: &'a str,
     /// Guest address of the ACPI RSDP, if there are ACPI tables.
     pub rsdp: Option<u64>,
+    /// Where unpacked kernels are kept, if they are.
+    pub unpacked: Option<&'a UnpackedKernels>,
 }
 
 /// How the boot vCPU enters the kernel, and where things lie.
@@ -78,8 +82,8 @@ pub fn load(memory: &GuestMemoryMmap, kernel: &Kernel) -> Result<Entry, Error> {
         (kernel.image, None)
     } else {
         let bzimage = BzImage::parse(&kernel.image)?;
-        unpacked = bzimage.unpack(&kernel.image, e820::ram(&map))?;
-        (Source::Bytes(&unpacked), Some(bzimage.header))
+        unpacked = bzimage.unpacked(&kernel.image, e820::ram(&map), kernel.unpacked)?;
+        (unpacked.source(), Some(bzimage.header))
     };
 
     let elf = Elf::parse(&image, memory)?;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use cowshed_guest_images::{Builder, EMBEDDED_INIT, Kernel, Progress, initramfs};
 
-use crate::boot::Source;
+use crate::boot::{Source, UnpackedKernels};
 use crate::config::{self, Cmdline, Root};
 use crate::fallback;
 use crate::host::Virtualization;
@@ -39,6 +39,12 @@ pub(super) fn root_image(config: &config::Run) -> Result<Option<PathBuf>, Error>
         Root::Default(_) => Some(builder()?.root_image()?),
         Root::Image(_) | Root::None => None,
     })
+}
+
+/// Where unpacked kernels are kept; nowhere without a cache folder.
+pub(super) fn unpacked_kernels() -> Option<UnpackedKernels> {
+    let folder = builder().ok()?.folder().join("unpacked");
+    Some(UnpackedKernels::new(folder))
 }
 
 /// Only asked for what is needed: a run with everything given needs no cache folder.

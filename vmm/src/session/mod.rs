@@ -169,7 +169,13 @@ impl<'a> Session<'a> {
             conversation = Some(started.map_err(|source| Error::Io("talk to the guest", source))?);
         }
         machine.add_virtio(Box::new(Rng::new()))?;
-        machine.load(guest.kernel(), &guest.initrd(), &guest.cmdline)?;
+        let unpacked = guest::unpacked_kernels();
+        machine.load(
+            guest.kernel(),
+            &guest.initrd(),
+            &guest.cmdline,
+            unpacked.as_ref(),
+        )?;
 
         let mut raw_mode = None;
         if config.command.is_none() {

@@ -85,6 +85,7 @@ fn payloads_of_every_compression_are_unpacked() {
             initrd: &[],
             cmdline: CMDLINE,
             rsdp: None,
+            unpacked: None,
         };
         let entry = load(&memory, &kernel).unwrap_or_else(|error| panic!("{command:?}: {error}"));
         // By the 64-bit entry point, even where there is a PVH note: the setup header counts.

@@ -17,6 +17,7 @@ fn segments_go_to_their_physical_addresses_from_a_file_and_from_memory() {
             initrd: &[],
             cmdline: CMDLINE,
             rsdp: None,
+            unpacked: None,
         };
         let entry = load(&memory, &kernel).unwrap();
         assert_eq!(
@@ -194,6 +195,7 @@ fn files_that_are_not_regular_are_refused() {
         initrd: &[],
         cmdline: CMDLINE,
         rsdp: None,
+        unpacked: None,
     };
     assert!(matches!(
         load(&memory(4), &kernel),
@@ -207,6 +209,7 @@ fn files_that_are_not_regular_are_refused() {
         initrd,
         cmdline: CMDLINE,
         rsdp: None,
+        unpacked: None,
     };
     assert!(matches!(
         load(&memory(4), &kernel),

@@ -51,7 +51,7 @@ proptest! {
         }
         let initrd = [Source::Bytes(b"initrd")];
         let image = Source::Bytes(&image);
-        let _ = load(&memory(4), &Kernel { image, initrd: &initrd, cmdline: "", rsdp: None });
+        let _ = load(&memory(4), &Kernel { image, initrd: &initrd, cmdline: "", rsdp: None, unpacked: None });
     }
 
     #[test]

@@ -13,6 +13,7 @@ fn load_with(
             initrd,
             cmdline: "",
             rsdp: None,
+            unpacked: None,
         },
     )
     .map(|entry| entry.initrd)

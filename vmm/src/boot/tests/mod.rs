@@ -3,6 +3,7 @@ mod elf;
 mod hostile;
 mod initrd;
 mod parameters;
+mod unpacked;
 
 use std::io::{Seek, SeekFrom, Write};
 
@@ -44,6 +45,7 @@ fn load_bytes(memory: &GuestMemoryMmap, image: &[u8]) -> Result<Entry, Error> {
             initrd: &[],
             cmdline: CMDLINE,
             rsdp: None,
+            unpacked: None,
         },
     )
 }

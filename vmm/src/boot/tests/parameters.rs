@@ -27,6 +27,7 @@ fn the_zero_page_is_laid_out_as_bootparam_h_says() {
         initrd: &[Source::Bytes(b"initrd!")],
         cmdline: CMDLINE,
         rsdp: Some(layout::ACPI),
+        unpacked: None,
     };
     let entry = load(&memory, &kernel).unwrap();
     let at = |offset: u64| layout::ZERO_PAGE + offset;
@@ -101,6 +102,7 @@ fn pvh_start_info_is_laid_out_as_its_header_says() {
         initrd: &initrd,
         cmdline: CMDLINE,
         rsdp: Some(layout::ACPI),
+        unpacked: None,
     };
     let entry = load(&memory, &kernel).unwrap();
     let at = |offset: u64| layout::PVH_START_INFO + offset;
@@ -230,6 +232,7 @@ fn command_lines_that_the_kernel_cannot_take_are_refused() {
                 initrd: &[],
                 cmdline,
                 rsdp: None,
+                unpacked: None,
             },
         )
         .map(|_| ())
