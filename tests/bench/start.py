@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """How fast and how small VMMs start, as ratios within one run.
 
-Three measures, each a median over rounds that take the VMMs in turn:
+Three measures, each a median over rounds that take the VMMs in turn (fewer rounds for memory):
   start   from exec to the guest's first serial byte: wall clock and CPU of the VMM
   memory  what the VMM itself takes (PSS without guest RAM) when its guest has been idle for a while
-  pid 1   from exec to the first word of a Linux guest's PID 1 (--kernel)
+  pid 1   from exec to the first word of a Linux guest's PID 1 (--kernel); where KVM cannot boot
+          what all take, the benchmark tests/tests/pid1.rs does it in a nested host
 
 A VMM is found in PATH, or by a variable: COWSHED (such as target/release/cowshed), QEMU, ALIOTH,
 FIRECRACKER, CLOUD_HYPERVISOR. One that is absent is shown by its ratio to alioth in an earlier run.
@@ -170,7 +171,7 @@ def own_pss(pid):
 
 def build(work, source, name, *flags):
     output = work / name
-    subprocess.run(["cc", "-nostdlib", "-static", "-Wl,--build-id=none", *flags, "-o", output,
+    subprocess.run(["cc", "-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", *flags, "-o", output,
                     HERE / source], check=True)
     return output
 
@@ -243,7 +244,9 @@ def table(title, unit, medians, column=None):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=21, help="rounds of each measure [21]")
+    parser.add_argument("--runs", type=int, default=21, help="rounds of start and of pid 1 [21]")
+    parser.add_argument("--memory-runs", type=int, default=5,
+                        help="rounds of memory, which varies little and takes --idle each [5]")
     parser.add_argument("--idle", type=float, default=10, help="seconds before memory is read [10]")
     parser.add_argument("--kernel", type=pathlib.Path, help="a Linux kernel that all take: vmlinux or bzImage")
     options = parser.parse_args()
@@ -251,9 +254,8 @@ def main():
     vmms = installed()
     with tempfile.TemporaryDirectory() as folder:
         work = pathlib.Path(folder)
-        bare = ["-no-pie", "-Wl,-Ttext=0x200000", "-Wl,-z,max-page-size=0x1000"]
-        hello = Guest(work, build(work, "guest.S", "hello", *bare))
-        idle = Guest(work, build(work, "guest.S", "idle", "-DIDLE", *bare))
+        hello = Guest(work, build(work, "guest.S", "hello"))
+        idle = Guest(work, build(work, "guest.S", "idle", "-DIDLE"))
 
         def start(binary, command):
             vmm = Vmm(command(binary, hello), b"hello", 10)
@@ -273,7 +275,7 @@ def main():
             medians = {name: statistics.median(v[index] for v in values) * 1e3
                        for name, values in found.items()}
             table(title, "ms", medians, column)
-        found = rounds(vmms, options.runs, "memory", memory)
+        found = rounds(vmms, options.memory_runs, "memory", memory)
         table(f"own memory after {options.idle:g} s", "MB",
               {name: statistics.median(values) / 1e6 for name, values in found.items()}, 1)
         if options.kernel:
