@@ -132,7 +132,10 @@ impl Request {
             Kind::Flush => model::Op::Flush,
             Kind::Resize => {
                 pins.clear(); // A resize waits for them.
-                let options = ResizeOptions { shrink: true };
+                let options = ResizeOptions {
+                    shrink: true,
+                    ..ResizeOptions::default()
+                };
                 // Up to twice the size, or down to a sector.
                 let size = ((u64::from(self.sector) % (2 * sectors)) + 1) * SECTOR as u64;
                 match image.resize(size, &options) {

@@ -1,0 +1,136 @@
+#!/usr/bin/env python3
+"""How fast qcow2 images are read, written, mapped and checked, as ratios to qemu-img within one run.
+
+Each measure is a median over rounds that take the two in turn, from exec to exit. Requests are those
+of `qemu-img bench`, one at a time; ours are made by the example `bench` of cowshed-qcow, map and check
+by `cowshed img`. Both are built by:
+
+  cargo build --release --workspace && cargo build --release -p cowshed-qcow --example bench
+
+COWSHED and BENCH name the programs, QEMU_IMG another qemu-img. Times below 1 are ours being faster.
+"""
+
+import argparse
+import os
+import pathlib
+import random
+import statistics
+import struct
+import subprocess
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+RELEASE = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release"
+COWSHED = os.environ.get("COWSHED", RELEASE / "cowshed")
+BENCH = os.environ.get("BENCH", RELEASE / "examples" / "bench")
+QEMU_IMG = os.environ.get("QEMU_IMG", "qemu-img")
+
+MIB = 1 << 20
+SIZE = 256 * MIB
+# Visits every 4 KiB of the disk before one comes again, in no order to speak of.
+SCATTERED = 4096 * 40503
+
+
+def run(*words, cwd):
+    subprocess.run([str(word) for word in words], cwd=cwd, check=True, stdout=subprocess.DEVNULL)
+
+
+def timed(words, cwd):
+    began = time.perf_counter()
+    run(*words, cwd=cwd)
+    return time.perf_counter() - began
+
+
+def compare(name, rounds, ours, theirs, cwd, prepare=None):
+    """Prints both medians and their ratio; `prepare` puts an image in its place before each."""
+    times = {"ours": [], "theirs": []}
+    for _ in range(rounds):
+        for who, words in (("ours", ours), ("theirs", theirs)):
+            if prepare:
+                prepare()
+            times[who].append(timed(words, cwd))
+    ours, theirs = (statistics.median(times[who]) * 1000 for who in ("ours", "theirs"))
+    print(f"{name:44} {ours:9.1f} ms {theirs:9.1f} ms   x {ours / theirs:.2f}", flush=True)
+
+
+def images(folder):
+    """Disks of QEMU's making: name and whether it can be written."""
+    source = folder / "source"
+    with open(source, "wb") as file:
+        pattern = bytes((i // 37) & 0xFF for i in range(MIB))
+        for i in range(SIZE // MIB):
+            file.write(pattern[i % 7:] + pattern[: i % 7])
+    run(QEMU_IMG, "convert", "-f", "raw", "-O", "qcow2", "-o", "preallocation=metadata", "source", "full", cwd=folder)
+    run(QEMU_IMG, "create", "-q", "-f", "qcow2", "-b", "full", "-F", "qcow2", "overlay", cwd=folder)
+    run(QEMU_IMG, "create", "-q", "-f", "qcow2", "-b", "full", "-F", "qcow2", "middle", cwd=folder)
+    for at in range(0, SIZE // MIB, 3):
+        run(QEMU_IMG, "bench", "-q", "-f", "qcow2", "-w", "-c", 1, "-s", MIB, "-o", at * MIB, "middle", cwd=folder)
+    run(QEMU_IMG, "create", "-q", "-f", "qcow2", "-b", "middle", "-F", "qcow2", "chain", cwd=folder)
+    for method in ("zlib", "zstd"):
+        options = f"compression_type={method}"
+        run(QEMU_IMG, "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, "source", method, cwd=folder)
+    return ["full", "overlay", "chain", "zlib", "zstd"]
+
+
+def requests(folder, rounds):
+    scratch = folder / "scratch"
+    for name in images(folder):
+        for what, count, size, step in (("sequential", SIZE // MIB, MIB, MIB), ("scattered", 4000, 4096, SCATTERED)):
+            for write in (False, True):
+                def prepare():
+                    run("cp", "--sparse=always", name, scratch, cwd=folder)
+                words = [count, size, step] + (["write"] if write else [])
+                theirs = [QEMU_IMG, "bench", "-q", "-f", "qcow2", "-t", "writeback", "-d", 1,
+                          "-c", count, "-s", size, "-S", step, *(["-w"] if write else []), scratch]
+                if not write:
+                    theirs.insert(3, "-U")
+                title = f"{name}: {what} {'writes' if write else 'reads'} of {size >> 10} KiB"
+                compare(title, rounds, [BENCH, scratch, *words], theirs, folder, prepare)
+
+
+def fragmented(path, gibibytes):
+    """All clusters of 64 KiB allocated, in an order without any order; the data is a hole."""
+    cluster = 65536
+    run(QEMU_IMG, "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", path, f"{gibibytes}G", cwd="/")
+    with open(path, "r+b") as file:
+        def numbers(at, count):
+            file.seek(at)
+            return struct.unpack(f">{count}Q", file.read(count * 8))
+        (l1,) = numbers(40, 1)
+        tables = [entry & 0x00FFFFFFFFFFFE00 for entry in numbers(l1, gibibytes * 2)]
+        entries = [entry for table in tables for entry in numbers(table, cluster // 8)]
+        random.Random(1).shuffle(entries)
+        for i, table in enumerate(tables):
+            file.seek(table)
+            part = entries[i * cluster // 8:(i + 1) * cluster // 8]
+            file.write(struct.pack(f">{len(part)}Q", *part))
+
+
+def large(folder, rounds):
+    path = folder / "fragmented"
+    fragmented(path, 50)
+    tuned = f"driver=qcow2,refcount-cache-size=2M,file.filename={path}"
+    one = [QEMU_IMG, "bench", "-q", "-U", "-f", "qcow2", "-c", 1, "-s", 4096, path]
+    compare("50 GiB in no order: open, read 4 KiB", rounds, [BENCH, path, 1, 4096, 0], one, folder)
+    compare("50 GiB in no order: map", rounds, [COWSHED, "img", "map", path], [QEMU_IMG, "map", "-f", "qcow2", path], folder)
+    check = [COWSHED, "img", "check", path]
+    compare("50 GiB in no order: check, theirs tuned", rounds, check, [QEMU_IMG, "check", "-q", "--image-opts", tuned], folder)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", choices=["requests", "large"])
+    arguments = parser.parse_args()
+    print(f"{'':44} {'ours':>12} {'qemu-img':>12}   ratio")
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        if arguments.only != "large":
+            requests(folder, arguments.rounds)
+        if arguments.only != "requests":
+            large(folder, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()
