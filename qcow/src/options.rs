@@ -43,8 +43,9 @@ impl OpenOptions {
     /// Default of [`cache_bytes`](Self::cache_bytes): with 64 KiB clusters the tables of 64 GiB.
     pub const DEFAULT_CACHE_BYTES: usize = 16 << 20;
 
-    /// Default of [`max_key_iterations`](Self::max_key_iterations): a few seconds' worth. QEMU's
-    /// default for a key slot, what takes it two seconds, is about 10 million.
+    /// Default of [`max_key_iterations`](Self::max_key_iterations): about 15 s with SHA-256, and
+    /// half a minute with the slowest hash. QEMU's default for a key slot is what takes it two
+    /// seconds, some 10 million: five of these can be tried.
     pub const DEFAULT_KEY_ITERATIONS: u64 = 1 << 26;
 
     /// Read-write, backing files in the image's own folder, 16 MiB of tables.

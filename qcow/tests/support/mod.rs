@@ -5,6 +5,7 @@
 pub mod bitmaps;
 pub mod check;
 pub mod damage;
+pub mod encryption;
 pub mod lab;
 pub mod model;
 pub mod storages;
