@@ -5,7 +5,7 @@
 //! its *table*, whose entries name clusters of bits.
 
 mod bits;
-mod directory;
+pub(crate) mod directory;
 mod edit;
 mod table;
 mod track;

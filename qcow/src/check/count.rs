@@ -261,7 +261,13 @@ impl<'a> Count<'a> {
                 }
             }
             let (offset, len) = match mapping {
-                // A data file's clusters are not counted.
+                // A data file's clusters are not counted: each has one reference.
+                Ok(Mapping::Standard(Standard { host: Some(_), .. })) if external => {
+                    if self.first {
+                        check_copied(findings, "L2 entry", at, value, 1);
+                    }
+                    continue;
+                }
                 _ if external => continue,
                 Ok(Mapping::Standard(Standard { host: None, .. })) => continue,
                 Ok(Mapping::Standard(Standard {

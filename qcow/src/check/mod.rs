@@ -16,7 +16,6 @@ mod rebuild;
 mod relocate;
 mod repair;
 mod report;
-mod snapshots;
 mod survey;
 mod window;
 

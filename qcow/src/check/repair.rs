@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::entry::{self, COPIED, Entry, Mapping, Standard};
 use crate::error::{Error, Result};
-use crate::header::{self, CORRUPT, DIRTY, Header};
+use crate::header::{self, CORRUPT, DIRTY, Encryption, Header};
 use crate::host::Host;
 use crate::refcount;
 use crate::storage::Storage;
@@ -82,11 +82,13 @@ fn repair_host(
 ) -> Result<CheckReport> {
     let mut found = Examined::read(host, header, options)?;
     let (corruptions, leaks) = (found.report.corruptions, found.report.leaks);
+    let is_luks = matches!(header.encryption, Encryption::Luks { .. });
     // One step at a time, and a fresh look after it.
     for _ in 0..MAX_STEPS {
         let step = match what {
             _ if found.report.is_clean() => break,
-            Repair::All if !found.overlapping.is_empty() => Step::Relocate,
+            // LUKS's ciphertext means something else at another place.
+            Repair::All if !found.overlapping.is_empty() && !is_luks => Step::Relocate,
             Repair::All if found.rebuild && !found.survey.incomplete => Step::Rebuild,
             // What is broken or overlaps is not written to.
             _ if found.rebuild || !found.overlapping.is_empty() => break,
@@ -229,12 +231,16 @@ fn flags(
         &survey.tables,
         |table| table.offset,
         |table, bytes| {
-            // What has no refcount in a data file keeps its flag.
-            if table.index != INACTIVE && header.data_file().is_none() {
+            if table.index != INACTIVE {
                 let mut bytes = bytes.to_vec();
                 let size = geometry.l2_entry() as usize;
                 written |= patch(subject.host, table.offset, &mut bytes, size, &mut |entry| {
                     let value = entry.descriptor;
+                    if header.data_file().is_some() {
+                        // What lies in a data file has one reference, and no refcount to say so.
+                        let wrong = value & COPIED == 0 && value & entry::OFFSET != 0;
+                        return (set && wrong).then_some(value | COPIED);
+                    }
                     match Mapping::decode(entry, header.version, geometry).ok()? {
                         Mapping::Standard(Standard { host: None, .. }) => None,
                         Mapping::Standard(Standard { host, .. }) => change(value, host),
@@ -248,7 +254,8 @@ fn flags(
     if written { subject.host.sync() } else { Ok(()) }
 }
 
-/// Changes the descriptors of entries of `size` bytes of a table that was read at `at`; says whether any was.
+/// Changes the descriptors of entries of `size` bytes, of a table that was read at `at`. Says
+/// whether any was changed.
 pub(super) fn patch(
     host: &Host,
     at: u64,

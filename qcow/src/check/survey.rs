@@ -3,7 +3,8 @@
 use crate::addr::be64;
 use crate::entry;
 use crate::error::{Result, Violation};
-use crate::header::{Encryption, MAX_L1_BYTES};
+use crate::header::Encryption;
+use crate::snapshot::table::Table;
 
 use super::Subject;
 use super::report::{Findings, Problem};
@@ -15,6 +16,9 @@ const MAX_SPANS: u64 = 256 << 20;
 /// Most L1 entries that are kept before they are merged, and after it.
 const MAX_RAW_TABLES: usize = 8 << 20;
 const MAX_TABLES: usize = 6 << 20;
+
+/// The least extra data of a snapshot in version 3: sizes of the VM state and of the disk.
+const EXTRA_OF_V3: usize = 16;
 
 /// A table that lies in clusters of its own.
 pub(super) struct Span {
@@ -206,9 +210,10 @@ impl Survey {
                     index,
                 });
             }
-            if self.tables.len() >= MAX_RAW_TABLES {
-                self.merge();
+            if self.tables.len() < MAX_RAW_TABLES {
+                return Ok(());
             }
+            self.merge();
             if self.tables.len() > MAX_TABLES {
                 let feature = format!("more than {MAX_TABLES} L2 tables");
                 return Err(subject.unsupported(feature, "delete some of its internal snapshots"));
@@ -231,51 +236,24 @@ impl Survey {
     }
 
     fn snapshots(&mut self, subject: &Subject<'_>, findings: &mut Findings) -> Result<()> {
-        let (header, geometry) = (subject.header, subject.header.geometry);
-        let snapshots = super::snapshots::read(subject)?;
+        let header = subject.header;
+        let snapshots = Table::read_unchecked(subject.host, header, subject.file_len)?;
         self.span("snapshot table", header.snapshots_offset, snapshots.len);
-        for snapshot in &snapshots.list {
-            let (offset, entries, at) = (snapshot.l1_offset, snapshot.l1_entries, snapshot.at);
-            if header.version >= 3 && snapshot.extra < super::snapshots::EXTRA_OF_V3 {
+        for (at, snapshot) in snapshots.placed() {
+            let extra = snapshot.extra.len();
+            if header.version >= 3 && extra < EXTRA_OF_V3 {
+                let expected = format!("at least {EXTRA_OF_V3} in version 3");
                 findings.add(Problem::Snapshot, || {
-                    let expected =
-                        format!("at least {} in version 3", super::snapshots::EXTRA_OF_V3);
-                    Violation::new(
-                        "extra_data_size of a snapshot",
-                        at + 36,
-                        snapshot.extra,
-                        expected,
-                    )
+                    Violation::new("extra_data_size of a snapshot", at + 36, extra, expected)
                 });
             }
-            let l1_bytes = entries * 8;
-            let problem = if entries == 0 {
+            if let Err(violation) = snapshot.check(at, header.geometry, subject.file_len) {
+                self.incomplete = true;
+                findings.add(Problem::Snapshot, || violation);
                 continue;
-            } else if geometry.within(offset) != 0 {
-                Some((
-                    Problem::Snapshot,
-                    format!("a multiple of {}", geometry.cluster()),
-                ))
-            } else if l1_bytes > MAX_L1_BYTES {
-                Some((
-                    Problem::Snapshot,
-                    format!("a table of at most {MAX_L1_BYTES} bytes"),
-                ))
-            } else if !subject.has(offset, l1_bytes) {
-                Some((Problem::PastEnd, subject.inside()))
-            } else {
-                None
-            };
-            match problem {
-                None => self.l1(subject, findings, offset, entries, false)?,
-                Some((problem, expected)) => {
-                    self.incomplete = true;
-                    findings.add(problem, || {
-                        let value = format!("{offset:#x} with {l1_bytes} bytes");
-                        Violation::new("L1 table of a snapshot", at, value, expected)
-                    });
-                }
             }
+            let (offset, entries) = (snapshot.l1_offset, snapshot.l1_entries as u64);
+            self.l1(subject, findings, offset, entries, false)?;
         }
         Ok(())
     }

@@ -122,9 +122,19 @@ impl Entry {
         Some((entry, name_end as u64))
     }
 
+    /// Bytes that it takes, without its padding.
+    fn len(&self) -> u64 {
+        FIXED + (self.extra.len() + self.id.len() + self.name.len()) as u64
+    }
+
     /// Whether the entry at `at` of the file says nothing that the format, or the file's length,
     /// does not allow.
-    fn check(&self, at: u64, geometry: Geometry, file_len: u64) -> Result<(), Violation> {
+    pub(crate) fn check(
+        &self,
+        at: u64,
+        geometry: Geometry,
+        file_len: u64,
+    ) -> Result<(), Violation> {
         let l1_bytes = self.l1_entries as u64 * 8;
         if l1_bytes > MAX_L1_BYTES {
             let expected = format!("at most {}", MAX_L1_BYTES / 8);
@@ -162,6 +172,17 @@ impl Entry {
 impl Table {
     /// Reads the table that a header names.
     pub(crate) fn read(host: &Host, header: &Header, file_len: u64) -> Result<Self> {
+        let table = Table::read_unchecked(host, header, file_len)?;
+        for (at, entry) in table.placed() {
+            entry
+                .check(at, header.geometry, file_len)
+                .map_err(|violation| host.invalid(violation))?;
+        }
+        Ok(table)
+    }
+
+    /// The same, but for what the entries say.
+    pub(crate) fn read_unchecked(host: &Host, header: &Header, file_len: u64) -> Result<Self> {
         let offset = header.snapshots_offset;
         let room = file_len.saturating_sub(offset).min(MAX_BYTES);
         let mut entries = Vec::new();
@@ -197,9 +218,6 @@ impl Table {
                 host.read(offset + have, &mut chunk)?;
                 bytes.extend(chunk);
             };
-            entry
-                .check(offset + at, header.geometry, file_len)
-                .map_err(|violation| host.invalid(violation))?;
             entries.push(entry);
             end = at + len;
             at = end.next_multiple_of(8);
@@ -208,6 +226,16 @@ impl Table {
             entries,
             offset,
             len: end,
+        })
+    }
+
+    /// The entries, and where in the file they are.
+    pub(crate) fn placed(&self) -> impl Iterator<Item = (u64, &Entry)> {
+        let mut next = self.offset;
+        self.entries.iter().map(move |entry| {
+            let at = next;
+            next += entry.len().next_multiple_of(8);
+            (at, entry)
         })
     }
 

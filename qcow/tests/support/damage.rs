@@ -33,6 +33,16 @@ pub const KINDS: &[Kind] = &[
         compressed: false,
         ..kind("preallocated", "cluster_size=4k,preallocation=metadata")
     },
+    kind("subclusters", "cluster_size=16k,extended_l2=on"),
+    kind("zstd", "cluster_size=4k,compression_type=zstd"),
+    Kind {
+        compressed: false,
+        snapshots: false,
+        ..kind(
+            "data file",
+            "cluster_size=4k,data_file=data,data_file_raw=on",
+        )
+    },
     Kind {
         bitmaps: true,
         ..kind("bitmaps", "cluster_size=4k")
@@ -54,15 +64,10 @@ pub fn make(folder: &Path, kind: &Kind) -> Vec<u8> {
     qemu_img(
         folder,
         &[
-            "create",
-            "-q",
-            "-f",
-            "qcow2",
-            "-o",
-            kind.options,
-            "disk",
-            "1M",
-        ],
+            &["create", "-q", "-f", "qcow2", "-o", kind.options][..],
+            &["disk", "1M"],
+        ]
+        .concat(),
     );
     let commands = |list: &[&str]| {
         let list: Vec<String> = list.iter().map(|&command| command.into()).collect();
