@@ -6,11 +6,17 @@
 mod support;
 
 use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use cowshed_qcow::{Format, Image, NewSnapshot, OpenOptions, ResizeOptions, Selector};
+use cowshed_qcow::{
+    CreateOptions, Format, Image, NewSnapshot, OpenOptions, ResizeOptions, Selector, create,
+};
 use support::bitmaps::{all, assert_clean, in_memory, reopen};
-use support::model::{Op, Ops, perform};
-use support::{Files, have_qemu, qemu_img, qemu_io};
+use support::model::{Op, Ops, content, perform};
+use support::storages::YieldingStorage;
+use support::{Files, Random, have_qemu, qemu_img, qemu_io};
 
 /// Marks come by every way in which a disk changes, and only there.
 #[test]
@@ -193,4 +199,64 @@ fn emptying_and_snapshots() {
     image.close().unwrap();
     assert_clean(&storage.to_vec());
     assert_eq!(all(&reopen(&storage), "b"), marked);
+}
+
+/// Backups while a disk is written: each takes a bitmap whose successor marks already. Nothing falls
+/// between two of them.
+#[test]
+fn nothing_is_lost_between_two_backups() {
+    const THREADS: u64 = 3;
+    let storage = Arc::new(YieldingStorage::default());
+    let options = CreateOptions {
+        cluster_size: 1024,
+        ..CreateOptions::new(1 << 20)
+    };
+    create(Path::new("disk"), storage.clone(), &options).unwrap();
+    let options = OpenOptions::new(Format::Qcow2);
+    let image = Image::open_over(Path::new("disk"), storage.clone(), &options, None).unwrap();
+    image.add_bitmap("0", Some(512), true).unwrap();
+    let mut backup = content(&image);
+    let running = AtomicU64::new(THREADS);
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (image, running) = (&image, &running);
+            scope.spawn(move || {
+                let mut random = Random(thread);
+                for i in 0..300 {
+                    // Each has sectors of its own.
+                    let sector = random.below(2048 / THREADS - 1) * THREADS + thread;
+                    match i % 8 {
+                        0 => image.write_zeroes(sector * 512, 512, true).unwrap(),
+                        1 => image.flush().unwrap(),
+                        _ => image
+                            .write(sector * 512, &[random.next() as u8; 512])
+                            .unwrap(),
+                    }
+                }
+                running.fetch_sub(1, Ordering::SeqCst);
+            });
+        }
+        let mut generation = 0;
+        loop {
+            let last = running.load(Ordering::SeqCst) == 0;
+            let (old, new) = (generation.to_string(), (generation + 1).to_string());
+            image.add_bitmap(&new, Some(512), true).unwrap();
+            image.disable_bitmap(&old).unwrap();
+            for range in all(&image, &old) {
+                let bytes = &mut backup[range.start as usize..range.end as usize];
+                image.read(range.start, bytes).unwrap();
+            }
+            image.remove_bitmap(&old).unwrap();
+            generation += 1;
+            if last {
+                break;
+            }
+        }
+    });
+    assert!(
+        content(&image) == backup,
+        "a change fell between two backups"
+    );
+    image.close().unwrap();
+    assert_clean(&storage.0.to_vec());
 }

@@ -261,6 +261,51 @@ fn the_largest_tables() {
     }
 }
 
+/// As many bitmaps as there may be, with names as long as the largest directory has room for.
+#[test]
+fn the_largest_bitmap_directory() {
+    let _alone = alone();
+    let directory = 1 << 20;
+    let (count, name_len) = (65535, 231);
+    let mut start = valid(65536);
+    start.resize(directory, 0);
+    start[88..96].copy_from_slice(&1_u64.to_be_bytes());
+    let len = count as u64 * (24 + name_len as u64 + 1);
+    let extension = [
+        0x2385_2875,
+        24,
+        count,
+        0,
+        0,
+        len as u32,
+        0,
+        directory as u32,
+        0,
+    ];
+    let extension = extension.map(u32::to_be_bytes).concat();
+    start[112..112 + extension.len()].copy_from_slice(&extension);
+    for i in 0..count {
+        start.extend((u64::from(i + 1) << 30).to_be_bytes()); // the table
+        start.extend([0, 0, 0, 1, 0, 0, 0, 0, 1, 16, 0, name_len, 0, 0, 0, 0]);
+        start.extend(format!("{i:0231} ").bytes());
+    }
+    let storage = Endless::new(start, Rule::Same(0));
+    let image = open(&storage, false).unwrap();
+    let (peak, calls, listed) = cost(&storage, || image.bitmaps().map(|found| found.len()));
+    assert_eq!(listed.unwrap(), count as usize);
+    assert!(
+        peak <= 64 * MIB && calls <= 4,
+        "{peak} bytes, {calls} calls"
+    );
+    // The first write looks for each table, once.
+    let (peak, calls, written) = cost(&storage, || image.write(0, &[1; 512]));
+    eprintln!("a write takes {peak} bytes, {calls} calls: {written:?}");
+    assert!(
+        peak <= 64 * MIB && calls <= 65535 * 2,
+        "{peak} bytes, {calls} calls"
+    );
+}
+
 /// Whole-image work is bounded by what the image has, and so are calls.
 #[test]
 fn checks_of_large_claims_are_bounded() {

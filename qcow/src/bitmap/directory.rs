@@ -17,15 +17,17 @@ pub(crate) const AUTO: u32 = 1 << 1;
 const EXTRA_DATA_COMPATIBLE: u32 = 1 << 2;
 const DIRTY_TRACKING: u8 = 1;
 
-/// QEMU's limits: bitmaps, bytes of their directory, bytes of a bitmap, of a name, of disk to a
-/// bit as powers of two.
-pub(crate) const MAX_BITMAPS: usize = 65535;
-const MAX_DIRECTORY_BYTES: u64 = 1024 * MAX_BITMAPS as u64;
+/// QEMU's limits: bitmaps, bytes of one, bytes of a name, bytes of the disk to a bit as powers of
+/// two.
+const MAX_BITMAPS: usize = 65535;
 const MAX_BITMAP_BYTES: u64 = 512 << 20;
 pub(crate) const MAX_NAME: usize = 1023;
-/// Bytes that the tables of all bitmaps may have in an image that is written.
-const MAX_TABLES_BYTES: u64 = 8 << 20;
 pub(crate) const GRANULARITY_BITS: std::ops::RangeInclusive<u32> = 9..=31;
+
+/// What is in memory whole: bytes of the directory, where QEMU would have four times as many, and
+/// of the tables of all bitmaps in an image that is written.
+const MAX_DIRECTORY_BYTES: u64 = 16 << 20;
+const MAX_TABLES_BYTES: u64 = 4 << 20;
 
 /// Bytes of an entry before its extra data and its name.
 const FIXED: usize = 24;
@@ -89,6 +91,14 @@ impl Directory {
                 .map_err(|violation| host.invalid(violation))?;
             at += entry.len();
             entries.push(entry);
+        }
+        if at as u64 != len {
+            let expected = format!("{at}, where its {count} entries end");
+            return Err(wrong(
+                "bitmap directory's length",
+                len.to_string(),
+                expected,
+            ));
         }
         let mut names: Vec<&[u8]> = entries.iter().map(|entry| &*entry.name).collect();
         names.sort_unstable();

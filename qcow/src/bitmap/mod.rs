@@ -44,7 +44,8 @@ pub struct Bitmap {
 /// While an image is written its enabled bitmaps are marked in memory, and the file says that they
 /// are in use. [`close`](Self::close), [`store_bitmaps`](Self::store_bitmaps), each of the
 /// changes below and dropping the image store them. After a crash they are
-/// [inconsistent](Bitmap::inconsistent). If the file's autoclear bit says that something wrote the
+/// [inconsistent](Bitmap::inconsistent). So are those whose marks do not fit into the 64 MiB that all
+/// of an image's may take, from the first write on. If the file's autoclear bit says that something wrote the
 /// image without knowing of bitmaps, there are none.
 ///
 /// Changes wait until every request in flight has ended: who holds a plan's [`Pin`](crate::Pin)

@@ -50,7 +50,7 @@ impl Tracked {
 
     /// Whether bitmaps in the file are said to be in use because of us.
     pub(crate) fn is_open(&self) -> bool {
-        self.announced && !self.flags.is_empty()
+        self.announced && !self.bitmaps.is_empty()
     }
 }
 
@@ -102,30 +102,33 @@ impl Qcow2 {
         let mut tracked = Tracked::default();
         let mut left = MAX_MARKED_BYTES;
         for entry in entries {
-            let known = entry.trouble(self.size(), self.geometry).is_none();
-            if entry.flags & IN_USE != 0 || known && entry.flags & AUTO == 0 {
+            let trouble = entry.trouble(self.size(), self.geometry);
+            if entry.flags & IN_USE != 0 || trouble.is_none() && entry.flags & AUTO == 0 {
                 continue;
             }
             let flags = entry.flags | IN_USE;
             tracked.flags.push((entry.at + FLAGS_AT, flags));
-            let granularity_bits = entry.granularity_bits;
-            let bytes = touched(&(0..self.size()), granularity_bits).end.div_ceil(8);
-            let name = entry.name();
-            if !known || bytes > left {
-                let file = self.host.path.display();
-                tracing::warn!(
-                    %file, bitmap = name, bytes,
-                    "a bitmap is inconsistent from now on: it is unknown, or the marks of all \
-                     bitmaps would take more than {MAX_MARKED_BYTES} bytes"
-                );
-                continue;
-            }
-            left -= bytes;
-            tracked.bitmaps.push(Marks {
-                name,
-                granularity_bits,
-                bytes: vec![0; bytes as usize],
-            });
+            let (name, granularity_bits) = (entry.name(), entry.granularity_bits);
+            let reason = match trouble {
+                Some(reason) => reason,
+                None => {
+                    let bytes = touched(&(0..self.size()), granularity_bits).end.div_ceil(8);
+                    if bytes <= left {
+                        left -= bytes;
+                        tracked.bitmaps.push(Marks {
+                            name,
+                            granularity_bits,
+                            bytes: vec![0; bytes as usize],
+                        });
+                        continue;
+                    }
+                    format!(
+                        "the marks of all bitmaps would take more than {MAX_MARKED_BYTES} bytes"
+                    )
+                }
+            };
+            let file = self.host.path.display();
+            tracing::warn!(%file, bitmap = name, reason, "a bitmap is inconsistent from now on");
         }
         tracked
     }
