@@ -5,9 +5,11 @@
 mod support;
 
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
-use cowshed_qcow::{Compression, CreateOptions, Error, Format, Image, OpenOptions};
+use cowshed_qcow::{Compression, CreateOptions, Error, Format, Image, OpenOptions, create};
+use support::check::check;
+use support::storages::YieldingStorage;
 use support::{Files, Random, have_qemu, make, qemu_content, qemu_img};
 
 fn open(path: &Path) -> Image {
@@ -158,6 +160,68 @@ fn threads_compress_while_one_places() {
     image.flush().unwrap();
     let now = image.file_len().unwrap();
     assert!(now < len * 9 / 4, "grew from {len} to {now} bytes");
+}
+
+/// Threads that own every fourth cluster each, so that they share the host clusters of all.
+#[test]
+fn threads_that_place_do_not_disturb_each_other() {
+    const THREADS: u64 = 4;
+    for (cluster_size, refcount_bits) in [(512, 16), (4096, 2), (4096, 16)] {
+        let storage = Arc::new(YieldingStorage::default());
+        let options = CreateOptions {
+            cluster_size,
+            refcount_bits,
+            ..CreateOptions::new(256 << 10)
+        };
+        create(Path::new("disk"), storage.clone(), &options).unwrap();
+        let open = OpenOptions::new(Format::Qcow2);
+        let image = Image::open_over(Path::new("disk"), storage.clone(), &open, None).unwrap();
+        let cluster = u64::from(cluster_size);
+        std::thread::scope(|scope| {
+            for thread in 0..THREADS {
+                let image = &image;
+                scope.spawn(move || {
+                    let mut random = Random(thread);
+                    let mut model =
+                        vec![vec![0; cluster as usize]; (image.size() / cluster) as usize];
+                    for _ in 0..1000 {
+                        let index =
+                            random.below(image.size() / cluster / THREADS) * THREADS + thread;
+                        let (at, here) = (index * cluster, &mut model[index as usize]);
+                        match random.below(10) {
+                            0 => image.flush().unwrap(),
+                            1 => {
+                                image.write_zeroes(at, cluster, true).unwrap();
+                                here.fill(0);
+                            }
+                            2 => {
+                                here[..512].fill(random.next() as u8);
+                                image.write(at, &here[..512]).unwrap();
+                            }
+                            3..6 => {
+                                let mut now = vec![0xee; cluster as usize];
+                                image.read(at, &mut now).unwrap();
+                                assert!(now == *here, "thread {thread} at {at:#x}");
+                            }
+                            _ => {
+                                here.fill(random.next() as u8);
+                                image.write_compressed(at, here).unwrap();
+                            }
+                        }
+                    }
+                    let mut now = vec![0xee; cluster as usize];
+                    for (index, here) in model.iter().enumerate().skip(thread as usize).step_by(4) {
+                        image.read(index as u64 * cluster, &mut now).unwrap();
+                        assert!(now == *here, "thread {thread}, cluster {index}");
+                    }
+                });
+            }
+        });
+        drop(image);
+        let report = check(&storage.0.to_vec());
+        assert!(report.corruptions.is_empty(), "{:?}", report.corruptions);
+        assert!(report.leaks.is_empty(), "{:?}", report.leaks);
+    }
 }
 
 #[test]

@@ -9,52 +9,69 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cowshed_qcow::{
-    CreateOptions, Extent, FileStorage, Format, Image, MemoryStorage, OpenOptions, Plan, Storage,
-    create,
+    CreateOptions, DataFile, Extent, FileStorage, Format, Image, MemoryStorage, OpenOptions, Plan,
+    Storage, create,
 };
+use support::Random;
 use support::check::check;
 use support::model::{SECTOR, content};
 use support::storages::YieldingStorage;
-use support::{Random, have_qemu, qemu_img};
 
 const NAME: &str = "concurrent.qcow2";
 
-fn image(storage: Arc<dyn Storage>, cluster_size: u32, base: Option<Image>) -> Image {
-    let backing = base.as_ref().map(|_| ("base".into(), Format::Raw));
+fn image(storage: Arc<dyn Storage>, options: &CreateOptions, base: Option<Image>) -> Image {
     let options = CreateOptions {
-        cluster_size,
-        backing,
-        ..CreateOptions::new(1 << 20)
+        backing: base.as_ref().map(|_| ("base".into(), Format::Raw)),
+        ..options.clone()
     };
     create(Path::new(NAME), storage.clone(), &options).unwrap();
     let options = OpenOptions {
         cache_bytes: 64 << 10,
+        data_file: options.data_file.map(|file| file.storage),
         ..OpenOptions::new(Format::Qcow2)
     };
     Image::open_over(Path::new(NAME), storage, &options, base).unwrap()
 }
 
-/// An image of QEMU's with extended L2 entries, opened over `base`: subclusters of a KiB.
-fn with_subclusters(storage: Arc<dyn Storage>, base: Image) -> Image {
-    let folder = tempfile::tempdir().unwrap();
-    let options = "extended_l2=on,cluster_size=32k";
-    let args = ["create", "-q", "-f", "qcow2", "-o", options];
-    let over = ["-u", "-b", "base", "-F", "raw", NAME, "1M"];
-    qemu_img(folder.path(), &[&args[..], &over[..]].concat());
-    let bytes = std::fs::read(folder.path().join(NAME)).unwrap();
-    storage.write_at(0, &bytes).unwrap();
-    let options = OpenOptions::new(Format::Qcow2);
-    Image::open_over(Path::new(NAME), storage, &options, Some(base)).unwrap()
+fn clusters(cluster_size: u32) -> CreateOptions {
+    CreateOptions {
+        cluster_size,
+        ..CreateOptions::new(1 << 20)
+    }
+}
+
+/// Subclusters of a KiB.
+fn subclusters() -> CreateOptions {
+    CreateOptions {
+        extended_l2: true,
+        ..clusters(32 << 10)
+    }
+}
+
+/// The same with a data file.
+fn external(options: CreateOptions) -> CreateOptions {
+    let data_file = Some(DataFile {
+        name: "data".into(),
+        raw: false,
+        storage: Arc::new(YieldingStorage::default()),
+    });
+    CreateOptions {
+        data_file,
+        ..options
+    }
 }
 
 /// Threads that own every fourth sector each, so that they meet in every cluster.
 #[test]
 fn writers_of_one_cluster_do_not_disturb_each_other() {
     const THREADS: usize = 4;
-    for (cluster_size, extended) in [(4096, false), (65536, false), (32768, true)] {
-        if extended && !have_qemu() {
-            continue;
-        }
+    for options in [
+        clusters(4096),
+        clusters(65536),
+        subclusters(),
+        external(clusters(65536)),
+        external(subclusters()),
+    ] {
         let storage = Arc::new(YieldingStorage::default());
         let base: Vec<u8> = (0..900_000_u32).map(|i| (i / 512) as u8 | 1).collect();
         let raw = OpenOptions {
@@ -63,11 +80,7 @@ fn writers_of_one_cluster_do_not_disturb_each_other() {
         };
         let below = Arc::new(MemoryStorage::new(base));
         let below = Image::open_over(Path::new("base"), below, &raw, None).unwrap();
-        let disk = if extended {
-            with_subclusters(storage.clone(), below)
-        } else {
-            image(storage.clone(), cluster_size, Some(below))
-        };
+        let disk = image(storage.clone(), &options, Some(below));
         let before = content(&disk);
         let models: Vec<Vec<u8>> = std::thread::scope(|scope| {
             let (disk, before) = (&disk, &before);
@@ -140,7 +153,7 @@ fn place(plan: Plan) -> Option<(u64, cowshed_qcow::Pin)> {
 #[test]
 fn a_pinned_cluster_is_not_reused() {
     let file: File = tempfile::tempfile().unwrap();
-    let disk = image(Arc::new(FileStorage::new(file)), 4096, None);
+    let disk = image(Arc::new(FileStorage::new(file)), &clusters(4096), None);
     let offset_of = |guest| place(disk.plan_read(guest, 512).unwrap()).map(|(at, _)| at);
     assert!(
         place(disk.plan_write(0, 4096).unwrap()).is_none(),
@@ -177,7 +190,7 @@ fn a_pinned_cluster_is_not_reused() {
 #[test]
 fn sequential_writes_land_sequentially_and_plans_merge_them() {
     let file: File = tempfile::tempfile().unwrap();
-    let disk = image(Arc::new(FileStorage::new(file)), 4096, None);
+    let disk = image(Arc::new(FileStorage::new(file)), &clusters(4096), None);
     for i in 0..64 {
         disk.write(i * 4096, &[i as u8 + 1; 4096]).unwrap();
     }
@@ -200,16 +213,17 @@ fn sequential_writes_land_sequentially_and_plans_merge_them() {
 #[test]
 fn a_new_subcluster_leaves_its_neighbour_alone() {
     const SUBCLUSTER: u64 = 1024;
-    if !have_qemu() {
-        return;
-    }
     let raw = OpenOptions {
         read_only: true,
         ..OpenOptions::new(Format::Raw)
     };
     let below = Arc::new(MemoryStorage::new(vec![1; 1 << 20]));
     let below = Image::open_over(Path::new("base"), below, &raw, None).unwrap();
-    let disk = with_subclusters(Arc::new(YieldingStorage::default()), below);
+    let disk = image(
+        Arc::new(YieldingStorage::default()),
+        &subclusters(),
+        Some(below),
+    );
     for at in (0..disk.size()).step_by(2 * SUBCLUSTER as usize) {
         disk.write(at, &[2; SUBCLUSTER as usize]).unwrap();
         std::thread::scope(|scope| {
