@@ -224,6 +224,31 @@ fn threads_that_place_do_not_disturb_each_other() {
     }
 }
 
+/// A write to a part of the cluster must not bring back what lay there before.
+#[test]
+fn a_part_that_is_written_meanwhile_loses_nothing() {
+    let storage = Arc::new(YieldingStorage::default());
+    let options = CreateOptions {
+        cluster_size: 4096,
+        ..CreateOptions::new(256 << 10)
+    };
+    create(Path::new("disk"), storage.clone(), &options).unwrap();
+    let open = OpenOptions::new(Format::Qcow2);
+    let image = Image::open_over(Path::new("disk"), storage, &open, None).unwrap();
+    for round in 1..400_u64 {
+        let (at, value) = (round % 60 * 4096, round as u8);
+        image.write_compressed(at, &[!value; 4096]).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| image.write(at, &[0xaa; 512]).unwrap());
+            image.write_compressed(at, &[value; 4096]).unwrap();
+        });
+        let mut now = [0; 4096];
+        image.read(at, &mut now).unwrap();
+        assert!(now[512..] == [value; 3584], "round {round}");
+        assert!(now[..512] == [value; 512] || now[..512] == [0xaa; 512]);
+    }
+}
+
 #[test]
 fn a_place_that_is_reused_is_read_anew() {
     let folder = tempfile::tempdir().unwrap();
