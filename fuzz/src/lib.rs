@@ -7,6 +7,7 @@ pub mod check;
 pub mod compressed;
 pub mod header;
 mod image;
+pub mod luks;
 pub mod open_read;
 pub mod ops;
 mod storage;
@@ -20,12 +21,13 @@ use support::Random;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     ("header", header::run),
     ("open_read", open_read::run),
     ("ops", ops::run),
     ("compressed", compressed::run),
     ("check", check::run),
+    ("luks", luks::run),
 ];
 
 /// An input, the same for a seed in each run. Half of its bytes are small: they choose more.

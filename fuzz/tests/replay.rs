@@ -74,3 +74,9 @@ fn check() {
     replay("check");
     random("check");
 }
+
+#[test]
+fn luks() {
+    replay("luks");
+    random("luks");
+}
