@@ -7,8 +7,9 @@
 //! as there are windows of counters: 8 bytes a cluster, 64 MiB in all.
 //!
 //! Memory is bounded by [`CheckOptions::counter_bytes`], 128 MiB for the L2 tables' places, 8 MiB
-//! for the refcount table and 64 MiB for the snapshot table; an image with more is refused. Time
-//! is bounded by the bytes of the tables, times the windows.
+//! for the refcount table and 64 MiB for the snapshot table; an image with more is refused, and one
+//! with more than 256 MiB of L1, snapshot and bitmap tables. Time is bounded by the bytes of the
+//! tables that are named, holes of the file among them, times the windows.
 
 mod bitmaps;
 mod count;
