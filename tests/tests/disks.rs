@@ -14,13 +14,13 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 /// Makes the file /kept with contents that only these words give, and has it on the disk.
-const KEEP: &str = "seq 1 50000 | dd of=/kept conv=fsync 2>/dev/null";
+const KEEP: &str = "seq 1 50000 | dd of=/kept bs=64k conv=fsync 2>/dev/null";
 
 /// Fails unless /kept is as [`KEEP`] made it.
 const VERIFY: &str = "seq 1 50000 | cmp - /kept";
 
 #[test]
-fn heavy_writes_leave_the_base_byte_identical() {
+fn writes_leave_the_base_byte_identical() {
     if !kvm_is_here() {
         return;
     }
@@ -28,24 +28,27 @@ fn heavy_writes_leave_the_base_byte_identical() {
     let overlays = TempDir::new().unwrap();
     let base = base::make(work.path());
     let before = fs::read(&base).unwrap();
-    // Parts of clusters and blocks in a file that the base has, new data, and names that go.
+    // New data, parts of clusters and blocks in a file that the base has, and names that go. Where
+    // KVM emulates the guest's kernel, each megabyte more takes seconds.
     let script = "set -e
-        for at in 1 77 300 1023 1500 2047; do
+        cat /data >/bulk
+        for at in 1 1500; do
             echo changed | dd of=/data bs=512 seek=$at conv=notrunc 2>/dev/null
         done
-        yes heavy | head -c 8000000 >/bulk
         sync
         rm /inits/*
         sync
-        echo 3 >/proc/sys/vm/drop_caches
-        yes heavy | head -c 8000000 | cmp - /bulk
+        echo 1 >/proc/sys/vm/drop_caches
+        stat -c %s /bulk
+        tr -d d </bulk | wc -c
         dd if=/data bs=512 skip=1500 count=1 2>/dev/null | head -n 1";
     let run = Cowshed::run()
         .option("--overlay-dir", overlays.path())
         .arg(&base)
         .script(script);
     let output = run.output().expect_status(0);
-    assert_eq!(output.stdout(), "changed\n");
+    let bulk = base::DATA_SIZE;
+    assert_eq!(output.stdout(), format!("{bulk}\n0\nchanged\n"));
     assert!(fs::read(&base).unwrap() == before, "the base was written");
     assert_eq!(
         fs::read_dir(overlays.path()).unwrap().count(),
@@ -106,7 +109,7 @@ fn kill_9_amid_writes_keeps_what_was_flushed() {
 
     let script = format!(
         "{KEEP}; echo kept; \
-         while :; do yes | dd of=/junk bs=64k count=160 conv=fsync 2>/dev/null; rm /junk; done"
+         while :; do cat /data >/junk; sync; rm /junk; done"
     );
     let mut run = Cowshed::run()
         .option("--overlay", &overlay)
