@@ -8,7 +8,8 @@ use cowshed_qcow::{CheckOptions, CheckReport, Format, Repair, check, repair};
 use serde::Serialize;
 
 use super::Failure;
-use super::common::{self, Access, Output};
+use super::common::{self, Output};
+use super::open::Access;
 use crate::disk::lock::Use;
 
 /// Status of an image with corruptions.
@@ -96,20 +97,21 @@ pub(super) fn run(args: &CheckArgs) -> Result<u8, Failure> {
         Some(_) => Use::Write,
         None => access.reading(),
     };
-    let (storage, format) = access.storage(&args.image, args.format, how)?;
+    let named = access.name(&args.image, args.format)?;
+    let (storage, format) = access.file(&named, how)?;
     if format == Format::Raw {
         super::say("a raw image has no tables to check");
         return Ok(UNSUPPORTED);
     }
     let options = CheckOptions::default();
     let report = match args.repair {
-        None => check(&args.image, storage, &options)?,
+        None => check(&named.path, storage, &options)?,
         Some(what) => {
             let what = match what {
                 What::Leaks => Repair::Leaks,
                 What::All => Repair::All,
             };
-            repair(&args.image, storage, what, &options)?
+            repair(&named.path, storage, what, &options)?
         }
     };
     match args.output {

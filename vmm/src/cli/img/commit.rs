@@ -8,7 +8,8 @@ use std::sync::Arc;
 use clap::Args;
 use cowshed_qcow::{Format, Image, Opener, ResizeOptions, Storage, ops};
 
-use super::common::{self, Access, disk_error};
+use super::common;
+use super::open::{Access, Named, failed};
 use super::{Failure, progress};
 use crate::disk::files::storage;
 use crate::disk::lock::Use;
@@ -87,23 +88,20 @@ impl Opener for Chain<'_> {
 }
 
 pub(super) fn run(args: &CommitArgs) -> Result<u8, Failure> {
-    let path = &args.image;
+    let named = args.access.name(&args.image, args.format)?;
+    let path = &named.path;
     // Which format it has is asked before it is opened for writing.
-    let (file, format) = args
-        .access
-        .storage(path, args.format, args.access.reading())?;
-    drop(file);
+    let format = args.access.file(&named, args.access.reading())?.1;
     let wanted = args.base.as_ref().map(|base| {
         let base = super::options::beside(path, base);
-        base.canonicalize()
-            .map_err(|error| disk_error(&base, error))
+        base.canonicalize().map_err(|error| failed(&base, error))
     });
     let chain = Chain {
         access: &args.access,
         wanted: wanted.transpose()?,
         state: RefCell::default(),
     };
-    let top = Image::open(path, &args.access.options(format, false), &chain)?;
+    let top = Image::open(path, &args.access.options(&named, format, false), &chain)?;
     let Some((above, base_path, base_file)) = chain.state.into_inner().base else {
         return Err(Failure::Usage(match &args.base {
             Some(base) => format!("{base} is not in the chain of {}", path.display()),
@@ -111,9 +109,9 @@ pub(super) fn run(args: &CommitArgs) -> Result<u8, Failure> {
         }));
     };
     let format = top.format(above).unwrap_or(Format::Raw);
-    let base = args
-        .access
-        .open_storage(&base_path, base_file, format, true)?;
+    let beneath = Named::path(&base_path, Some(format));
+    let options = args.access.options(&beneath, format, false);
+    let base = args.access.open_file(&base_path, base_file, &options)?;
     if base.size() < top.size() {
         base.resize(top.size(), &ResizeOptions::default())?;
     }

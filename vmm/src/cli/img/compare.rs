@@ -7,7 +7,8 @@ use clap::Args;
 use cowshed_qcow::Format;
 use cowshed_qcow::ops::{Difference, compare};
 
-use super::common::{self, Access, threads};
+use super::common::{self, threads};
+use super::open::Access;
 use super::{Failure, progress};
 
 /// Status of a comparison that could not be made: 1 is a difference.
@@ -50,7 +51,10 @@ pub(super) struct CompareArgs {
 }
 
 pub(super) fn run(args: &CompareArgs) -> Result<u8, Failure> {
-    let open = |path, format| args.access.open(path, format, args.access.reading());
+    let open = |path, format| {
+        let named = args.access.name(path, format)?;
+        args.access.open(&named, args.access.reading())
+    };
     let first = open(&args.first, args.format)?;
     let second = open(&args.second, args.second_format)?;
     let say = |line: &str| match args.quiet {

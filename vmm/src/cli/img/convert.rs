@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use clap::Args;
 use cowshed_qcow::ops::{CopyOptions, copy};
-use cowshed_qcow::{Format, Image, Storage};
+use cowshed_qcow::{Format, Image, Selector, Storage};
 
-use super::common::{self, Access, threads};
+use super::common::{self, threads};
+use super::open::{self, Access, Named};
 use super::options::{self, Wanted};
 use super::{Failure, create, progress};
 use crate::cli::value;
@@ -49,6 +50,11 @@ pub(super) struct ConvertArgs {
     /// Format of the backing file
     #[arg(short = 'F', value_name = "FORMAT", value_parser = common::format)]
     backing_format: Option<Format>,
+
+    /// Copy a snapshot that is in the source: an ID or a name, snapshot.id=ID or
+    /// snapshot.name=NAME
+    #[arg(short = 'l', value_name = "SNAPSHOT")]
+    snapshot: Option<String>,
 
     /// Zeros of at least this many bytes become holes; 0: none do, and all is allocated
     #[arg(short = 'S', value_name = "SIZE", value_parser = value::image_size, default_value = "4k")]
@@ -100,18 +106,22 @@ pub(super) fn run(args: &ConvertArgs) -> Result<u8, Failure> {
     if args.compress && args.output_format == Format::Raw {
         return usage("a raw image cannot be compressed: add -O qcow2");
     }
-    let open = |path: &PathBuf| args.access.open(path, args.format, args.access.reading());
+    let snapshot = args.snapshot.as_deref().map(selector);
+    let open = |path: &PathBuf| {
+        let mut named = args.access.name(path, args.format)?;
+        named.snapshot.clone_from(&snapshot);
+        args.access.open(&named, args.access.reading())
+    };
     let sources: Vec<Image> = sources.iter().map(open).collect::<Result<_, _>>()?;
     let size = sources.iter().map(Image::size).sum();
     if args.no_create {
-        let target = args
-            .access
-            .open(path, Some(args.output_format), Use::Write)?;
+        let named = Named::path(path, Some(args.output_format));
+        let target = args.access.open(&named, Use::Write)?;
         return convert(args, &sources, &target, args.target_is_zero).map(|()| 0);
     }
     // Nobody's image is replaced while it is used.
     if path.exists() {
-        storage(path, Use::Write).map_err(|error| common::disk_error(path, error))?;
+        storage(path, Use::Write).map_err(|error| open::failed(path, error))?;
     }
     let failed = |source| Failure::Create {
         path: path.clone(),
@@ -119,7 +129,8 @@ pub(super) fn run(args: &ConvertArgs) -> Result<u8, Failure> {
     };
     let new = NewFile::beside(path).map_err(failed)?;
     let disk = wanted.size.unwrap_or(size).max(size);
-    let file = create::make(path, &new, args.output_format, &wanted, disk)?;
+    let objects = &args.access.object;
+    let file = create::make(path, &new, args.output_format, &wanted, disk, objects)?;
     let target = target(args, path, file, &wanted)?;
     convert(args, &sources, &target, wanted.backing_file.is_none())?;
     drop(target);
@@ -136,14 +147,29 @@ fn target(
 ) -> Result<Image, Failure> {
     let base = match &wanted.backing_file {
         None => None,
-        Some(backing) => Some(args.access.open(
-            &options::beside(path, backing),
-            wanted.backing_format,
-            args.access.reading(),
-        )?),
+        Some(backing) => {
+            let backing = options::beside(path, backing);
+            let named = Named::path(&backing, wanted.backing_format);
+            Some(args.access.open(&named, args.access.reading())?)
+        }
     };
-    let options = args.access.options(args.output_format, false);
+    let mut named = Named::path(path, Some(args.output_format));
+    named.secrets.extend(wanted.secret(&args.access.object)?);
+    let options = args.access.options(&named, args.output_format, false);
+    if wanted.data_file()?.is_some() {
+        // The file that it names is opened anew.
+        return args.access.open_file(path, file, &options);
+    }
     Ok(Image::open_over(path, file, &options, base)?)
+}
+
+/// The snapshot that `-l` means.
+fn selector(text: &str) -> Selector {
+    match text.split_once('=') {
+        Some(("snapshot.id", id)) => Selector::Id(id.into()),
+        Some(("snapshot.name", name)) => Selector::Name(name.into()),
+        _ => Selector::IdOrName(text.into()),
+    }
 }
 
 fn convert(

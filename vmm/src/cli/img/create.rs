@@ -1,15 +1,17 @@
 //! `cowshed img create`.
 
+use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use cowshed_qcow::{FileStorage, Format, Preallocation, Storage, create};
+use cowshed_qcow::{DataFile, FileStorage, Format, OpenOptions, Preallocation, Storage, create};
 
-use super::Failure;
-use super::common::{self, Access};
+use super::open::{self, Access, Named};
 use super::options::{self, Wanted};
+use super::secrets::SecretObject;
+use super::{Failure, common};
 use crate::cli::value;
 use crate::disk::files::storage;
 use crate::disk::lock::{Use, lock};
@@ -98,14 +100,14 @@ pub(super) fn run(args: &CreateArgs) -> Result<u8, Failure> {
     let size = size.checked_next_multiple_of(512).ok_or_else(too_large)?;
     // Nobody's image is replaced while it is used.
     if path.exists() {
-        storage(path, Use::Write).map_err(|error| common::disk_error(path, error))?;
+        storage(path, Use::Write).map_err(|error| open::failed(path, error))?;
     }
     let failed = |source| Failure::Create {
         path: path.clone(),
         source,
     };
     let new = NewFile::beside(path).map_err(failed)?;
-    make(path, &new, args.format, &wanted, size)?;
+    make(path, &new, args.format, &wanted, size, &args.access.object)?;
     new.replace(path).map_err(failed)?;
     if !args.quiet {
         let (path, format, size) = (path.display(), args.format.name(), common::human(size));
@@ -125,9 +127,13 @@ fn size_of(
     backing: &str,
     format: Option<Format>,
 ) -> Result<u64, Failure> {
-    let path = options::beside(image, backing);
-    let base = args.access.open(&path, format, args.access.reading())?;
-    Ok(base.size())
+    let named = Named::path(&options::beside(image, backing), format);
+    let (file, format) = args.access.file(&named, args.access.reading())?;
+    let options = OpenOptions {
+        stay_locked: true,
+        ..args.access.options(&named, format, true)
+    };
+    Ok(args.access.open_file(&named.path, file, &options)?.size())
 }
 
 /// Makes an image of a file that has no name yet.
@@ -137,6 +143,7 @@ pub(super) fn make(
     format: Format,
     wanted: &Wanted,
     size: u64,
+    objects: &[SecretObject],
 ) -> Result<Arc<dyn Storage>, Failure> {
     let failed = |source| Failure::Create {
         path: path.to_owned(),
@@ -147,7 +154,11 @@ pub(super) fn make(
     let storage: Arc<dyn Storage> = Arc::new(FileStorage::new(file));
     match format {
         Format::Qcow2 => {
-            let mut options = wanted.qcow2(size)?;
+            let mut options = wanted.qcow2(size, objects)?;
+            options.data_file = match wanted.data_file()? {
+                None => None,
+                Some((name, raw)) => Some(data_file(path, name, raw)?),
+            };
             options.backing = wanted.backing_file.clone().zip(wanted.backing_format);
             create(path, storage.clone(), &options)?;
         }
@@ -160,4 +171,23 @@ pub(super) fn make(
         }
     }
     Ok(storage)
+}
+
+/// The file for the data of the image at `path`: made, or emptied.
+fn data_file(path: &Path, name: String, raw: bool) -> Result<DataFile, Failure> {
+    let place = options::beside(path, &name);
+    let failed = |source| Failure::Create {
+        path: place.clone(),
+        source,
+    };
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false) // Only when it is locked.
+        .open(&place)
+        .map_err(failed)?;
+    lock(&file, Use::Write).map_err(|error| failed(std::io::Error::other(error)))?;
+    let storage = Arc::new(FileStorage::new(file));
+    Ok(DataFile { name, raw, storage })
 }

@@ -8,7 +8,8 @@ use cowshed_qcow::{Format, Image, MapEntry};
 use serde::Serialize;
 
 use super::Failure;
-use super::common::{self, Access, Output};
+use super::common::{self, Output};
+use super::open::Access;
 use crate::cli::value;
 
 /// Show where an image's bytes are.
@@ -52,9 +53,8 @@ struct Entry {
 }
 
 pub(super) fn run(args: &MapArgs) -> Result<u8, Failure> {
-    let image = args
-        .access
-        .open(&args.image, args.format, args.access.reading())?;
+    let named = args.access.name(&args.image, args.format)?;
+    let image = args.access.open(&named, args.access.reading())?;
     let start = args.start_offset.min(image.size());
     let len = (image.size() - start).min(args.max_length.unwrap_or(u64::MAX));
     let mut out = BufWriter::new(std::io::stdout().lock());

@@ -7,9 +7,11 @@ mod compare;
 mod convert;
 mod create;
 mod map;
+mod open;
 mod options;
 mod progress;
 mod resize;
+mod secrets;
 mod snapshot;
 
 use std::path::PathBuf;

@@ -1,10 +1,14 @@
 //! `-o`: the options of a new image.
 
 use std::path::Path;
+use std::time::Duration;
 
-use cowshed_qcow::{Compression, CreateOptions, Format, Preallocation};
+use cowshed_qcow::{
+    Compression, CreateOptions, Format, KeyCost, NewEncryption, Preallocation, Secret,
+};
 
 use super::Failure;
+use super::secrets::{SecretObject, find};
 use crate::cli::value;
 
 /// The options of the formats, as `-o help` shows them.
@@ -20,6 +24,11 @@ Options of qcow2:
   extended_l2=on|off      parts of clusters are allocated apart; clusters of at least 16k
   lazy_refcounts=on|off   other programs may keep refcounts late; cowshed never does
   preallocation=MODE      off (the default), metadata, falloc or full
+  encrypt.format=FORMAT   luks, or aes, which is weak and for old programs only
+  encrypt.key-secret=NAME password of the image: the --object secret of that name
+  encrypt.iter-time=MS    how long it takes to try a password (default 2000)
+  data_file=NAME          a file of its own for the guest's data
+  data_file_raw=on|off    that file is a raw image at all times
 Options of raw:
   size=SIZE
   preallocation=MODE      off (the default), falloc or full
@@ -53,9 +62,37 @@ impl Wanted {
         Ok(wanted)
     }
 
-    /// The options of a qcow2 image of `size` bytes.
-    pub(super) fn qcow2(&self, size: u64) -> Result<CreateOptions, Failure> {
+    /// The password that a new image gets.
+    pub(super) fn secret(&self, objects: &[SecretObject]) -> Result<Option<Secret>, Failure> {
+        let id = self
+            .other
+            .iter()
+            .find(|(key, _)| key == "encrypt.key-secret");
+        id.map(|(_, id)| find(objects, id)).transpose()
+    }
+
+    /// Name of the file that has the data of a new image, and whether that is raw.
+    pub(super) fn data_file(&self) -> Result<Option<(String, bool)>, Failure> {
+        let value = |wanted: &str| self.other.iter().find(|(key, _)| key == wanted);
+        let raw = value("data_file_raw").map_or(Ok(false), |(key, value)| switch(key, value))?;
+        match value("data_file") {
+            Some((_, name)) => Ok(Some((name.clone(), raw))),
+            None if raw => Err(Failure::Usage(
+                "data_file_raw=on needs data_file=NAME".into(),
+            )),
+            None => Ok(None),
+        }
+    }
+
+    /// The options of a qcow2 image of `size` bytes, but for its data file.
+    pub(super) fn qcow2(
+        &self,
+        size: u64,
+        objects: &[SecretObject],
+    ) -> Result<CreateOptions, Failure> {
         let mut options = CreateOptions::new(size);
+        let mut encryption = None;
+        let mut cost = KeyCost::default();
         for (key, value) in &self.other {
             match key.as_str() {
                 "compat" => options.version = version(value)?,
@@ -71,9 +108,28 @@ impl Wanted {
                 "extended_l2" => options.extended_l2 = switch(key, value)?,
                 "lazy_refcounts" => options.lazy_refcounts = switch(key, value)?,
                 "preallocation" => options.preallocation = preallocation(value)?,
-                _ => return Err(unknown(key, "qcow2")),
+                "encrypt.format" => encryption = Some(value.as_str()),
+                "encrypt.iter-time" => {
+                    cost = KeyCost::Time(Duration::from_millis(number(key, value)?.into()));
+                }
+                "encrypt.key-secret" | "data_file" | "data_file_raw" => {}
+                key => only(key, value)?,
             }
         }
+        options.encryption = match (encryption, self.secret(objects)?) {
+            (None, None) => None,
+            (Some("aes"), Some(_)) => Some(NewEncryption::LegacyAes),
+            (Some("luks"), Some(secret)) => Some(NewEncryption::Luks { secret, cost }),
+            (Some("aes" | "luks"), None) => {
+                let text = "an encrypted image needs a password: add encrypt.key-secret=NAME";
+                return Err(Failure::Usage(text.into()));
+            }
+            (Some(format), _) => return Err(bad("encrypt.format", format, "luks or aes")),
+            (None, Some(_)) => {
+                let text = "encrypt.key-secret needs encrypt.format=luks";
+                return Err(Failure::Usage(text.into()));
+            }
+        };
         Ok(options)
     }
 
@@ -99,7 +155,7 @@ impl Wanted {
 }
 
 /// Splits `a=b,c=d`; a comma within a value is written twice.
-fn split(list: &str) -> Vec<(String, String)> {
+pub(super) fn split(list: &str) -> Vec<(String, String)> {
     let mut options = Vec::new();
     let mut option = String::new();
     let mut rest = list.chars().peekable();
@@ -126,6 +182,22 @@ fn split(list: &str) -> Vec<(String, String)> {
 
 fn bad(key: &str, value: &str, expected: &str) -> Failure {
     Failure::Usage(format!("{key}={value}: it can be {expected}"))
+}
+
+/// Takes options that have one value only, whatever asks for them.
+fn only(key: &str, value: &str) -> Result<(), Failure> {
+    let has = match key {
+        "encrypt.cipher-alg" => "aes-256",
+        "encrypt.cipher-mode" => "xts",
+        "encrypt.ivgen-alg" => "plain64",
+        "encrypt.ivgen-hash-alg" | "encrypt.hash-alg" => "sha256",
+        _ => return Err(unknown(key, "qcow2")),
+    };
+    if value == has {
+        Ok(())
+    } else {
+        Err(bad(key, value, &format!("{has} in a new image")))
+    }
 }
 
 fn unknown(key: &str, format: &str) -> Failure {
@@ -207,12 +279,12 @@ mod tests {
     #[test]
     fn what_is_not_known_is_named() {
         let wanted = Wanted::parse(&["cluster_sise=4k".to_owned()]).unwrap();
-        let error = wanted.qcow2(0).unwrap_err().to_string();
+        let error = wanted.qcow2(0, &[]).unwrap_err().to_string();
         assert!(error.contains("cluster_sise"), "{error}");
         let wanted = Wanted::parse(&["preallocation=metadata".to_owned()]).unwrap();
         assert!(wanted.raw().is_err());
         assert_eq!(
-            wanted.qcow2(0).unwrap().preallocation,
+            wanted.qcow2(0, &[]).unwrap().preallocation,
             Preallocation::Metadata
         );
     }

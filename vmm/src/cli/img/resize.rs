@@ -7,7 +7,8 @@ use clap::Args;
 use cowshed_qcow::{Format, Preallocation, ResizeOptions};
 
 use super::Failure;
-use super::common::{self, Access, human};
+use super::common::{self, human};
+use super::open::Access;
 use super::options;
 use crate::cli::value;
 use crate::disk::lock::Use;
@@ -52,7 +53,8 @@ pub(super) struct ResizeArgs {
 
 pub(super) fn run(args: &ResizeArgs) -> Result<u8, Failure> {
     let preallocation: Preallocation = options::preallocation(&args.preallocation)?;
-    let image = args.access.open(&args.image, args.format, Use::Write)?;
+    let named = args.access.name(&args.image, args.format)?;
+    let image = args.access.open(&named, Use::Write)?;
     let size = wanted(&args.size, image.size())?;
     image.resize(
         size,
@@ -65,7 +67,7 @@ pub(super) fn run(args: &ResizeArgs) -> Result<u8, Failure> {
         writeln!(
             std::io::stdout(),
             "{}: {}",
-            args.image.display(),
+            named.path.display(),
             human(size)
         )?;
     }

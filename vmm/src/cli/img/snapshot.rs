@@ -4,11 +4,12 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use clap::Args;
-use cowshed_qcow::{Format, Image, NewSnapshot, Selector, Snapshot};
+use cowshed_qcow::{Format, Image, NewSnapshot, OpenOptions, Selector, Snapshot};
 use jiff::{Timestamp, tz::TimeZone};
 
 use super::Failure;
-use super::common::{self, Access, human};
+use super::common::{self, human};
+use super::open::Access;
 use crate::disk::lock::Use;
 
 /// Work on the snapshots in an image: earlier states of its disk in the same file.
@@ -61,9 +62,14 @@ pub(super) fn run(args: &SnapshotArgs) -> Result<u8, Failure> {
     } else {
         access.reading()
     };
-    let (file, format) = access.storage(&args.image, args.format, how)?;
-    // The backing file is neither read nor written.
-    let image = Image::open_over(&args.image, file, &access.options(format, !changes), None)?;
+    let named = access.name(&args.image, args.format)?;
+    let (file, format) = access.file(&named, how)?;
+    // Neither the backing file nor the disk's bytes are read or written.
+    let options = OpenOptions {
+        stay_locked: true,
+        ..access.options(&named, format, !changes)
+    };
+    let image = Image::open_over(&named.path, file, &options, None)?;
     if let Some(which) = &args.apply {
         image.apply_snapshot(&Selector::IdOrName(which.clone()))?;
     } else if let Some(name) = &args.create {
