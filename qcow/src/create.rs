@@ -113,6 +113,15 @@ impl CreateOptions {
     }
 }
 
+impl CreateOptions {
+    /// Bytes of the new image's file.
+    pub(crate) fn file_len(&self) -> Result<u64, String> {
+        let geometry = self.geometry()?;
+        self.check()?;
+        Ok(Layout::new(geometry, self)?.file_len())
+    }
+}
+
 /// Writes a new image to `storage`, known as `path` in messages, whose content is replaced, and
 /// makes it durable. The disk reads as zeros, or as its backing file. The header comes last: a
 /// crash leaves a file that is no image at all. Memory is bounded whatever the size.

@@ -6,6 +6,7 @@
 mod commit;
 mod compare;
 mod copy;
+mod measure;
 mod rebase;
 mod task;
 mod window;
@@ -14,5 +15,6 @@ mod zeros;
 pub use commit::commit;
 pub use compare::{Comparison, Difference, compare};
 pub use copy::{CopyOptions, copy};
+pub use measure::{Measurement, measure};
 pub use rebase::rebase;
 pub use task::Task;

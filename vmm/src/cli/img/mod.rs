@@ -1,5 +1,6 @@
 //! `cowshed img`: disk images, with the names and flags of `qemu-img`.
 
+mod bitmap;
 mod check;
 mod commit;
 mod common;
@@ -7,6 +8,7 @@ mod compare;
 mod convert;
 mod create;
 mod map;
+mod measure;
 mod open;
 mod options;
 mod progress;
@@ -45,12 +47,14 @@ pub(super) struct ImgArgs {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    Bitmap(bitmap::BitmapArgs),
     Check(check::CheckArgs),
     Commit(commit::CommitArgs),
     Compare(compare::CompareArgs),
     Convert(convert::ConvertArgs),
     Create(create::CreateArgs),
     Map(map::MapArgs),
+    Measure(measure::MeasureArgs),
     Resize(resize::ResizeArgs),
     Snapshot(snapshot::SnapshotArgs),
 }
@@ -86,12 +90,14 @@ enum Failure {
 /// Runs a command and gives its status.
 pub(super) fn run(args: ImgArgs) -> ExitCode {
     let (result, failed) = match args.command {
+        Command::Bitmap(args) => (bitmap::run(&args), FAILED),
         Command::Check(args) => (check::run(&args), FAILED),
         Command::Commit(args) => (commit::run(&args), FAILED),
         Command::Compare(args) => (compare::run(&args), compare::FAILED),
         Command::Convert(args) => (convert::run(&args), FAILED),
         Command::Create(args) => (create::run(&args), FAILED),
         Command::Map(args) => (map::run(&args), FAILED),
+        Command::Measure(args) => (measure::run(&args), FAILED),
         Command::Resize(args) => (resize::run(&args), FAILED),
         Command::Snapshot(args) => (snapshot::run(&args), FAILED),
     };
