@@ -84,6 +84,19 @@ pub struct Disk {
     pub backing_format: Option<Format>,
     /// Backing and data files may lie outside the folder of the image that names them.
     pub allow_outside: bool,
+    /// Passwords of the encrypted files of its chain, from the top down.
+    pub secrets: Vec<SecretSource>,
+    /// The internal snapshot, an ID or a name, that is the disk instead of what is there now.
+    pub snapshot: Option<String>,
+}
+
+/// Where a password is read from: all bytes up to the end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SecretSource {
+    /// A file.
+    File(PathBuf),
+    /// A file descriptor that this process was given.
+    Descriptor(u32),
 }
 
 impl Disk {
@@ -99,6 +112,8 @@ impl Disk {
             overlay: Overlay::Throwaway,
             backing_format: None,
             allow_outside: false,
+            secrets: Vec::new(),
+            snapshot: None,
         }
     }
 }

@@ -4,11 +4,12 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 use super::value::{self, ValueError, split_doubled};
-use crate::config::{Disk, Format, Overlay};
+use crate::config::{Disk, Format, Overlay, SecretSource};
 
 /// The keys, as errors and `--help` list them.
 pub(super) const KEYS: &str = "format=qcow2|raw, readonly, serial=TEXT, size=SIZE, overlay=PATH|none, \
-                        backing-format=qcow2|raw, allow-outside";
+                        backing-format=qcow2|raw, allow-outside, secret-file=PATH, secret-fd=N, \
+                        snapshot=NAME";
 
 /// Why a disk is refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -31,6 +32,8 @@ pub(super) enum DiskError {
     Size { value: String, why: ValueError },
     #[error("a disk's size is a multiple of 512 bytes, and not 0")]
     SizeUnaligned,
+    #[error("secret-fd={0} is not the number of a file descriptor")]
+    Descriptor(String),
     #[error("{0} and {1} exclude each other{2}")]
     Conflict(&'static str, &'static str, &'static str),
     #[error("backing-format= is for a qcow2 image: a raw one has no backing file")]
@@ -69,6 +72,8 @@ struct Given {
     overlay: Option<Overlay>,
     backing_format: Option<Format>,
     allow_outside: Option<()>,
+    secrets: Vec<SecretSource>,
+    snapshot: Option<String>,
 }
 
 impl Given {
@@ -96,6 +101,20 @@ impl Given {
                 "allow-outside",
                 flag("allow-outside", value)?,
             ),
+            b"secret-file" => {
+                let path = filled("secret-file", value)?.into();
+                self.secrets.push(SecretSource::File(path));
+                Ok(())
+            }
+            b"secret-fd" => {
+                let number = text("secret-fd", value)?;
+                let number = number
+                    .parse()
+                    .map_err(|_| DiskError::Descriptor(number.clone()))?;
+                self.secrets.push(SecretSource::Descriptor(number));
+                Ok(())
+            }
+            b"snapshot" => set(&mut self.snapshot, "snapshot", text("snapshot", value)?),
             _ => Err(DiskError::UnknownKey(
                 String::from_utf8_lossy(key).into_owned(),
             )),
@@ -113,6 +132,17 @@ impl Given {
             let why = ": growing the image itself is qemu-img resize's work";
             return Err(DiskError::Conflict("size=", "overlay=none", why));
         }
+        if self.snapshot.is_some() {
+            let why = ": a snapshot cannot be written, and no file can name one as its base";
+            let named = match self.overlay {
+                Some(Overlay::Direct) => Some("overlay=none"),
+                Some(Overlay::At(_)) => Some("overlay=PATH"),
+                _ => None,
+            };
+            if let Some(named) = named {
+                return Err(DiskError::Conflict("snapshot=", named, why));
+            }
+        }
         if self.format == Some(Format::Raw) && self.backing_format.is_some() {
             return Err(DiskError::RawBacking);
         }
@@ -126,6 +156,8 @@ impl Given {
             backing_format: self.backing_format,
             // Who names the format vouches for the image.
             allow_outside: self.allow_outside.is_some() || self.format.is_some(),
+            secrets: self.secrets,
+            snapshot: self.snapshot,
         })
     }
 }

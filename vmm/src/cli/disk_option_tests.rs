@@ -109,6 +109,32 @@ fn refusals() {
 }
 
 #[test]
+fn passwords_and_snapshots() {
+    assert_eq!(
+        disk("a,secret-file=top,secret-fd=7,snapshot=before"),
+        Ok(Disk {
+            secrets: vec![
+                SecretSource::File("top".into()),
+                SecretSource::Descriptor(7)
+            ],
+            snapshot: Some("before".to_owned()),
+            ..Disk::new("a")
+        })
+    );
+    assert_eq!(
+        disk("a,secret-fd=-1"),
+        Err(DiskError::Descriptor("-1".to_owned()))
+    );
+    for overlay in ["none", "o.qcow2"] {
+        let conflict = disk(&format!("a,snapshot=before,overlay={overlay}"));
+        assert!(
+            matches!(conflict, Err(DiskError::Conflict(..))),
+            "{overlay}"
+        );
+    }
+}
+
+#[test]
 fn an_unknown_key_is_answered_with_the_known_ones() {
     let message = disk("a,cache=none").unwrap_err().to_string();
     for key in [
@@ -119,6 +145,9 @@ fn an_unknown_key_is_answered_with_the_known_ones() {
         "overlay=",
         "backing-format=",
         "allow-outside",
+        "secret-file=",
+        "secret-fd=",
+        "snapshot=",
     ] {
         assert!(message.contains(key), "{key} is missing in: {message}");
     }

@@ -4,6 +4,7 @@ mod disk_option;
 mod doctor;
 mod img;
 mod run;
+mod shell;
 mod value;
 
 use std::ffi::OsString;
@@ -49,6 +50,8 @@ enum Command {
     Run(Box<run::RunArgs>),
     Doctor(doctor::DoctorArgs),
     Img(Box<img::ImgArgs>),
+    Completions(shell::CompletionsArgs),
+    Man(shell::ManArgs),
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -71,6 +74,8 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Doctor(args) => doctor::run(&args),
         Command::Img(args) => img::run(*args),
+        Command::Completions(args) => shell::completions(&args),
+        Command::Man(args) => shell::man(&args),
         Command::Run(run) => {
             let dashes = args.last().is_some_and(|last| last == "--");
             let (report, path) = match run.into_config(dashes) {

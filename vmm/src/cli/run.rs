@@ -81,6 +81,11 @@ pub(super) struct RunArgs {
     ///   overlay=PATH|none         keep the writes in this overlay; none: write to the image
     ///   backing-format=qcow2|raw  the backing file's format, if the image does not record it
     ///   allow-outside             follow backing and data files outside the image's folder
+    ///   secret-file=PATH          password of an encrypted image, all bytes of the file;
+    ///                             repeated for the encrypted files beneath it. Without
+    ///                             overlay=none the guest's writes are kept in clear
+    ///   secret-fd=N               the same from a file descriptor
+    ///   snapshot=NAME             the disk is this snapshot in the image, by ID or name
     #[arg(
         long = "disk",
         value_name = "PATH[,key=value...]",

@@ -11,7 +11,7 @@ fn parse(args: &[&str]) -> Result<config::Run, UsageError> {
     let cli = Cli::try_parse_from([&["cowshed", "run"], args].concat()).unwrap();
     match cli.command {
         Command::Run(run) => run.into_config(args.last() == Some(&"--")),
-        Command::Doctor(_) | Command::Img(_) => unreachable!(),
+        _ => unreachable!(),
     }
 }
 
@@ -19,6 +19,18 @@ fn refused(args: &[&str]) -> String {
     Cli::try_parse_from([&["cowshed", "run"], args].concat())
         .unwrap_err()
         .to_string()
+}
+
+#[test]
+fn completions_and_manual_pages_know_the_commands() {
+    let mut script = Vec::new();
+    let shell = clap_complete::Shell::Bash;
+    clap_complete::generate(shell, &mut Cli::command(), "cowshed", &mut script);
+    let script = String::from_utf8(script).unwrap();
+    assert!(script.contains("--force-share") && script.contains("doctor"));
+    let folder = tempfile::tempdir().unwrap();
+    clap_mangen::generate_to(Cli::command(), folder.path()).unwrap();
+    assert!(folder.path().join("cowshed-img-convert.1").exists());
 }
 
 #[test]

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use cowshed_qcow::storage::Identity;
-use cowshed_qcow::{Format, Image, OpenOptions, ReferencePolicy};
+use cowshed_qcow::{Format, Image, OpenOptions, ReferencePolicy, Secret, Selector};
 
 use super::Error;
 use super::files::{Files, recognise, storage};
 use super::lock::Use;
-use crate::config;
+use crate::config::{self, SecretSource};
 
 /// An image that a person named, open.
 pub(super) struct Base {
@@ -40,6 +40,8 @@ pub(super) fn open(disk: &config::Disk, how: Use) -> Result<Base, Error> {
             false => ReferencePolicy::OwnFolder,
         },
         backing_format: disk.backing_format.map(name),
+        secrets: disk.secrets.iter().map(secret).collect::<Result<_, _>>()?,
+        snapshot: disk.snapshot.clone().map(Selector::IdOrName),
         ..OpenOptions::new(format)
     };
     let image = Image::open(path, &options, &Files::under(storage, Use::Read))?;
@@ -49,6 +51,18 @@ pub(super) fn open(disk: &config::Disk, how: Use) -> Result<Base, Error> {
         format,
         identity,
     })
+}
+
+/// Reads a password.
+fn secret(source: &SecretSource) -> Result<Secret, Error> {
+    let path = match source {
+        SecretSource::File(path) => path.clone(),
+        SecretSource::Descriptor(number) => format!("/proc/self/fd/{number}").into(),
+    };
+    match std::fs::read(&path) {
+        Ok(bytes) => Ok(Secret::new(bytes)),
+        Err(source) => Err(Error::Secret { path, source }),
+    }
 }
 
 fn name(format: config::Format) -> Format {

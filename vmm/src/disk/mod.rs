@@ -45,6 +45,9 @@ pub enum Error {
     /// The chain leads out of its folder.
     #[error("{0}; if you trust the image, add ,allow-outside to it")]
     Outside(cowshed_qcow::Error),
+    /// An encrypted image without its password, or with another.
+    #[error("{0} (a password comes with ,secret-file=PATH)")]
+    Locked(cowshed_qcow::Error),
     /// The chain cannot be used.
     #[error(transparent)]
     Image(cowshed_qcow::Error),
@@ -118,6 +121,20 @@ pub enum Error {
     /// `--keep-overlay` names something that is there.
     #[error("--keep-overlay {} is there already: remove it or choose another path", .0.display())]
     KeepExists(PathBuf),
+    /// A password cannot be read.
+    #[error("cannot read the password in {}", path.display())]
+    Secret {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// `--keep-overlay` with a snapshot as the base.
+    #[error(
+        "--keep-overlay cannot keep the overlay of a snapshot: no file can name one as its base \
+         (make it an image of its own with cowshed img convert -l)"
+    )]
+    KeepSnapshot,
     /// `--keep-overlay` without a throwaway overlay.
     #[error("--keep-overlay has nothing to keep: no disk has a throwaway overlay")]
     NothingToKeep,
@@ -135,6 +152,7 @@ impl From<cowshed_qcow::Error> for Error {
     fn from(error: cowshed_qcow::Error) -> Self {
         match error {
             cowshed_qcow::Error::Outside { .. } => Self::Outside(error),
+            cowshed_qcow::Error::Locked { .. } => Self::Locked(error),
             error => Self::Image(error),
         }
     }
@@ -228,6 +246,9 @@ fn open_one(disk: &Disk, overlays: &Overlays, keep: Option<&Path>) -> Result<Ope
             overlay::at(base::open(disk, Use::Read)?, path, &wanted)?,
             Kind::Named,
         ),
+        Overlay::Throwaway if keep.is_some() && disk.snapshot.is_some() => {
+            return Err(Error::KeepSnapshot);
+        }
         Overlay::Throwaway => {
             let folder = overlays.folder.clone().unwrap_or_else(default_folder);
             let base = base::open(disk, Use::Read)?;

@@ -71,9 +71,15 @@ enum Failure {
     /// A file cannot be opened, or is not what was said of it.
     #[error(transparent)]
     Disk(#[from] disk::Error),
+    /// An encrypted image without its password, or with another.
+    #[error(
+        "{0} (a password comes with --object secret,id=NAME,file=FILE --image-opts \
+         driver=qcow2,file.filename=IMAGE,encrypt.key-secret=NAME)"
+    )]
+    Locked(cowshed_qcow::Error),
     /// An image cannot be read or written.
     #[error(transparent)]
-    Image(#[from] cowshed_qcow::Error),
+    Image(cowshed_qcow::Error),
     /// A file of the host cannot be made.
     #[error("cannot create {}", path.display())]
     Create {
@@ -85,6 +91,15 @@ enum Failure {
     /// Standard output cannot be written.
     #[error("cannot write to standard output")]
     Output(#[from] std::io::Error),
+}
+
+impl From<cowshed_qcow::Error> for Failure {
+    fn from(error: cowshed_qcow::Error) -> Self {
+        match error {
+            cowshed_qcow::Error::Locked { .. } => Self::Locked(error),
+            error => Self::Image(error),
+        }
+    }
 }
 
 /// Runs a command and gives its status.

@@ -1,0 +1,311 @@
+//! `cowshed img` beside `qemu-img`: the same words give the same images, answers and statuses.
+
+#![allow(clippy::unwrap_used)] // A test fails by panicking.
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use cowshed_tests::cowshed::binary;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Runs a tool in a folder, with words separated by spaces.
+fn run(program: &Path, folder: &Path, words: &str) -> Output {
+    let img = program.file_name().is_some_and(|name| name == "cowshed");
+    Command::new(program)
+        .args(img.then_some("img"))
+        .args(words.split(' '))
+        .current_dir(folder)
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Two folders in which the same is done by cowshed and by qemu-img.
+struct Both(TempDir, TempDir);
+
+impl Both {
+    fn new() -> Self {
+        Both(TempDir::new().unwrap(), TempDir::new().unwrap())
+    }
+
+    /// Runs the same words with both, which must agree about the status.
+    fn run(&self, words: &str) -> (Output, Output) {
+        let ours = run(binary(), self.0.path(), words);
+        let theirs = run("qemu-img".as_ref(), self.1.path(), words);
+        let said = text(&ours.stderr);
+        assert_eq!(ours.status.code(), theirs.status.code(), "{words}: {said}");
+        (ours, theirs)
+    }
+
+    fn ok(&self, words: &str) {
+        let (ours, _) = self.run(words);
+        assert!(ours.status.success(), "{words}: {}", text(&ours.stderr));
+    }
+
+    /// The JSON that both give, which must have the same fields where qemu-img has them.
+    fn json(&self, words: &str) -> Value {
+        let (ours, theirs) = self.run(words);
+        let parse = |output: &Output| -> Value { serde_json::from_slice(&output.stdout).unwrap() };
+        let (ours, theirs) = (parse(&ours), parse(&theirs));
+        within(words, &theirs, &ours);
+        ours
+    }
+
+    fn file(&self, name: &str, bytes: &[u8]) {
+        fs::write(self.0.path().join(name), bytes).unwrap();
+        fs::write(self.1.path().join(name), bytes).unwrap();
+    }
+
+    /// Runs qemu-io on both copies of an image.
+    fn io(&self, image: &str, command: &str) {
+        for folder in [self.0.path(), self.1.path()] {
+            let tool = Command::new("qemu-io")
+                .args(["-f", "qcow2", "-c", command, image])
+                .current_dir(folder)
+                .output();
+            assert!(tool.unwrap().status.success(), "{command}");
+        }
+    }
+
+    /// What cowshed made is sound, and has what qemu-img's has.
+    fn same(&self, name: &str, format: &str) {
+        let ours = self.0.path().join(name);
+        let theirs = self.1.path().join(name);
+        let words = format!(
+            "compare -f {format} -F {format} {} {}",
+            ours.display(),
+            theirs.display()
+        );
+        let output = run("qemu-img".as_ref(), self.0.path(), &words);
+        assert!(output.status.success(), "{name}: {}", text(&output.stdout));
+        if format == "qcow2" {
+            let words = format!("check -q -f qcow2 {name}");
+            let output = run("qemu-img".as_ref(), self.0.path(), &words);
+            assert!(output.status.success(), "{name}: {}", text(&output.stdout));
+        }
+    }
+}
+
+/// All that `theirs` has `ours` has too.
+fn within(words: &str, theirs: &Value, ours: &Value) {
+    match (theirs, ours) {
+        (Value::Object(theirs), Value::Object(ours)) => {
+            for (key, value) in theirs {
+                // Where clusters are is each program's own business, and so are blocks and times.
+                let own = [
+                    "offset",
+                    "image-end-offset",
+                    "actual-size",
+                    "date-sec",
+                    "date-nsec",
+                ];
+                let found = ours.get(key).unwrap_or_else(|| panic!("{words}: no {key}"));
+                if !own.contains(&key.as_str()) {
+                    within(&format!("{words}: {key}"), value, found);
+                }
+            }
+        }
+        (Value::Array(theirs), Value::Array(ours)) => {
+            assert_eq!(theirs.len(), ours.len(), "{words}");
+            for (theirs, ours) in theirs.iter().zip(ours) {
+                within(words, theirs, ours);
+            }
+        }
+        _ => assert_eq!(theirs, ours, "{words}"),
+    }
+}
+
+/// A disk of 3 MiB with zeros in it.
+fn content() -> Vec<u8> {
+    let mut bytes: Vec<u8> = (0..3_u32 << 20).map(|i| (i / 5000) as u8 | 1).collect();
+    bytes[1 << 20..1_500_000].fill(0);
+    bytes
+}
+
+#[test]
+fn a_day_with_images() {
+    let both = Both::new();
+    both.file("raw", &content());
+    both.ok("convert -f raw -O qcow2 raw base");
+    both.same("base", "qcow2");
+    both.ok("create -q -f qcow2 -b base -F qcow2 -o cluster_size=4k overlay 5M");
+    both.io("overlay", "write -P 7 100k 900k");
+    both.json("map --output=json overlay");
+    both.json("check --output=json overlay");
+    both.ok("snapshot -c one overlay");
+    both.io("overlay", "write -z 200k 100k");
+    both.ok("convert -l one -O raw overlay one.raw");
+    both.same("one.raw", "raw");
+    both.ok("convert -O qcow2 -c -o compression_type=zstd overlay small");
+    both.same("small", "qcow2");
+    both.ok("convert -O qcow2 -B base -F qcow2 overlay moved");
+    both.same("moved", "qcow2");
+    both.ok("snapshot -a one overlay");
+    both.same("overlay", "qcow2");
+    both.ok("snapshot -d one overlay");
+    both.ok("resize -q overlay +1M");
+    both.ok("resize -q --shrink overlay 4M");
+    both.same("overlay", "qcow2");
+    both.ok("commit -q overlay");
+    both.same("base", "qcow2");
+    both.json("map --output=json overlay");
+    for words in [
+        "compare base overlay",
+        "compare -s base overlay",
+        "compare base small",
+    ] {
+        both.run(words);
+    }
+}
+
+#[test]
+fn bitmaps() {
+    let both = Both::new();
+    both.ok("create -q -f qcow2 disk 10M");
+    both.ok("bitmap --add -g 64k disk a");
+    both.io("disk", "write 1M 100k");
+    both.ok("bitmap --add --disable disk b");
+    both.ok("bitmap --merge a --enable disk b");
+    both.ok("bitmap --remove disk a");
+    both.same("disk", "qcow2");
+    let (ours, _) = both.run("bitmap --clear disk a");
+    assert!(text(&ours.stderr).contains('a'));
+}
+
+#[test]
+fn measurements() {
+    let both = Both::new();
+    both.file("raw", &content());
+    for words in [
+        "measure --output=json -O qcow2 --size 20G",
+        "measure --output=json -O qcow2 -o cluster_size=4k,refcount_bits=64 --size 1G",
+        "measure --output=json -O qcow2 -f raw raw",
+        "measure --output=json -O raw -f raw raw",
+    ] {
+        both.json(words);
+    }
+}
+
+#[test]
+fn errors_have_qemu_imgs_statuses_and_name_the_file() {
+    let both = Both::new();
+    both.ok("create -q -f qcow2 disk 1M");
+    both.ok("create -q -f qcow2 bad 1M");
+    for folder in [both.0.path(), both.1.path()] {
+        let bad = folder.join("bad");
+        let mut bytes = fs::read(&bad).unwrap();
+        bytes[0x20000] ^= 1; // The first refcount.
+        fs::write(bad, bytes).unwrap();
+    }
+    for (words, named) in [
+        ("check bad", ""),
+        ("check -f raw disk", ""),
+        ("check missing", "missing"),
+        ("compare disk missing", "missing"),
+        ("create -f qcow2 -b disk over", "-F"),
+        ("create -f qcow2 -o cluster_size=3k odd 1M", "cluster size"),
+        ("create -f qcow2 nosize", "size"),
+        ("resize disk 512k", "shrink"),
+        ("snapshot -a none disk", "none"),
+        ("convert -O qcow2 missing out", "missing"),
+        ("convert -c -f raw -O raw disk out", "compress"),
+    ] {
+        let (ours, _) = both.run(words);
+        let said = text(&ours.stderr);
+        assert!(said.contains(named), "{words}: {said}");
+        assert!(!both.0.path().join("out").exists(), "{words}");
+    }
+}
+
+#[test]
+fn an_image_in_use_is_left_alone() {
+    let folder = TempDir::new().unwrap();
+    let folder = folder.path();
+    let make = run(binary(), folder, "create -q -f qcow2 disk 1M");
+    assert!(make.status.success());
+    // QEMU's own lock: qemu-io holds it while it waits for its input.
+    let mut holder = Command::new("qemu-io")
+        .args(["-f", "qcow2", "disk"])
+        .current_dir(folder)
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Its prompt says that the image is open.
+    let mut prompt = [0; 1];
+    std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut prompt).unwrap();
+    for words in [
+        "resize disk 2M",
+        "snapshot -c a disk",
+        "check disk",
+        "create -f qcow2 disk 1M",
+    ] {
+        let output = run(binary(), folder, words);
+        assert_eq!(output.status.code(), Some(1), "{words}");
+        let said = text(&output.stderr);
+        assert!(said.contains("another process"), "{words}: {said}");
+    }
+    assert!(run(binary(), folder, "map -U disk").status.success());
+    drop(holder.stdin.take());
+    holder.wait().unwrap();
+    assert!(run(binary(), folder, "resize -q disk 2M").status.success());
+}
+
+#[test]
+fn a_target_is_whole_or_not_there() {
+    let folder = TempDir::new_in("/dev/shm").unwrap();
+    let folder = folder.path();
+    fs::write(folder.join("old"), "keep me").unwrap();
+    fs::write(folder.join("raw"), vec![5; 40 << 20]).unwrap();
+    for kill in [true, false] {
+        let mut child = Command::new(binary())
+            .args([
+                "img", "convert", "-f", "raw", "-O", "qcow2", "-c", "raw", "old",
+            ])
+            .current_dir(folder)
+            .spawn()
+            .unwrap();
+        if kill {
+            child.kill().unwrap();
+        }
+        child.wait().unwrap();
+        let old = fs::read(folder.join("old")).unwrap();
+        assert_eq!(old == b"keep me", kill);
+        assert_eq!(
+            fs::read_dir(folder).unwrap().count(),
+            2,
+            "something was left behind"
+        );
+    }
+}
+
+#[test]
+fn encrypted_images() {
+    let both = Both::new();
+    both.file("raw", &content());
+    let secret = "--object secret,id=k,data=mooh";
+    let luks = "encrypt.format=luks,encrypt.key-secret=k,encrypt.iter-time=10";
+    both.ok(&format!(
+        "convert {secret} -f raw -O qcow2 -o {luks} raw locked"
+    ));
+    let opts = "--image-opts driver=qcow2,file.filename=locked,encrypt.key-secret=k";
+    both.ok(&format!("convert {secret} -O raw {opts} back"));
+    both.same("back", "raw");
+    let (ours, _) = both.run("convert -O raw locked nothing");
+    assert!(
+        text(&ours.stderr).contains("secret"),
+        "{}",
+        text(&ours.stderr)
+    );
+    let wrong = "--object secret,id=k,data=moo";
+    both.run(&format!("convert {wrong} -O raw {opts} nothing"));
+    // Each opens the other's.
+    let theirs = both.1.path().join("locked");
+    fs::copy(theirs, both.0.path().join("locked")).unwrap();
+    both.ok(&format!("convert {secret} -O raw {opts} back"));
+    both.same("back", "raw");
+}
