@@ -6,11 +6,12 @@ mod support;
 
 use std::io::ErrorKind;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 
 use cowshed_qcow::{
-    CreateOptions, Format, Image, NewSnapshot, OpenOptions, ResizeOptions, Selector, create,
+    CreateOptions, Format, Image, MemoryStorage, NewSnapshot, OpenOptions, ResizeOptions, Selector,
+    Storage, create,
 };
 use support::check::check;
 use support::lab::{Lab, NAME, assert_sound, at, bytes_of, file, new_image, requests};
@@ -349,4 +350,109 @@ fn sizes() {
         lab.delete(lab.snapshots.len() / 2);
         lab.verify();
     }
+}
+
+/// Memory in which one read of another thread begins while the first sync runs that is watched for,
+/// and goes on only after the header was written.
+#[derive(Default)]
+struct Meeting {
+    inner: MemoryStorage,
+    now: Mutex<Phase>,
+    changed: Condvar,
+}
+
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    #[default]
+    Unwatched,
+    Watched,
+    SyncWaits,
+    ReadWaits,
+    HeaderWritten,
+}
+
+impl Meeting {
+    fn enter(&self, phase: Phase) {
+        *self.now.lock().unwrap() = phase;
+        self.changed.notify_all();
+    }
+
+    fn wait_for(&self, phase: Phase) {
+        let now = self.now.lock().unwrap();
+        drop(self.changed.wait_while(now, |now| *now < phase).unwrap());
+    }
+
+    fn is_in(&self, phase: Phase) -> bool {
+        *self.now.lock().unwrap() == phase
+    }
+}
+
+impl Storage for Meeting {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> std::io::Result<()> {
+        if buf.len() == 4096 && self.is_in(Phase::SyncWaits) {
+            self.enter(Phase::ReadWaits);
+            self.wait_for(Phase::HeaderWritten);
+            (0..1000).for_each(|_| std::thread::yield_now());
+        }
+        self.inner.read_at(offset, buf)
+    }
+    fn write_at(&self, offset: u64, buf: &[u8]) -> std::io::Result<()> {
+        self.inner.write_at(offset, buf)?;
+        if offset == 0 && self.is_in(Phase::ReadWaits) {
+            self.enter(Phase::HeaderWritten);
+        }
+        Ok(())
+    }
+    fn zero(&self, offset: u64, len: u64) -> std::io::Result<()> {
+        self.inner.zero(offset, len)
+    }
+    fn punch(&self, offset: u64, len: u64) -> std::io::Result<()> {
+        self.inner.punch(offset, len)
+    }
+    fn sync(&self) -> std::io::Result<()> {
+        if self.is_in(Phase::Watched) {
+            self.enter(Phase::SyncWaits);
+            self.wait_for(Phase::ReadWaits);
+        }
+        self.inner.sync()
+    }
+    fn len(&self) -> std::io::Result<u64> {
+        self.inner.len()
+    }
+    fn set_len(&self, len: u64) -> std::io::Result<()> {
+        self.inner.set_len(len)
+    }
+}
+
+/// A read that began before a snapshot was applied gets what was there, however long it takes.
+#[test]
+fn a_read_in_flight_while_a_snapshot_is_applied() {
+    let storage = Arc::new(Meeting::default());
+    let options = CreateOptions {
+        cluster_size: 4096,
+        ..CreateOptions::new(64 << 10)
+    };
+    create(Path::new(NAME), storage.clone(), &options).unwrap();
+    let mut lab = Lab::new(storage.clone(), 0);
+    let write = |byte| Op::Write {
+        offset: 8192,
+        data: vec![byte; 4096],
+    };
+    lab.op(&write(1));
+    lab.take();
+    lab.op(&write(2));
+    assert!(content(&lab.image) == lab.disk);
+    storage.enter(Phase::Watched);
+    std::thread::scope(|scope| {
+        let read = scope.spawn(|| {
+            storage.wait_for(Phase::SyncWaits);
+            let mut bytes = vec![0; 4096];
+            lab.image.read(8192, &mut bytes).unwrap();
+            bytes
+        });
+        lab.image.apply_snapshot(&Selector::Id("1".into())).unwrap();
+        assert!(read.join().unwrap() == [2; 4096]);
+    });
+    lab.disk = lab.snapshots[0].1.clone();
+    lab.verify();
 }
