@@ -314,3 +314,42 @@ fn hostile_tables() {
         assert_eq!(applied.snapshots().unwrap().len(), 2);
     }
 }
+
+/// Damage anywhere in an image with snapshots: errors, no panic, and no snapshot operation takes
+/// long.
+#[test]
+fn damaged_images() {
+    let mut lab = new_image(64 << 10, 512, 16, 0);
+    let mut ops = Ops::new(5, 64 << 10, 512);
+    for _ in 0..2 {
+        (0..20).for_each(|_| lab.op(&ops.next()));
+        lab.take();
+    }
+    lab.image.flush().unwrap();
+    let good = bytes_of(&*lab.storage);
+    let mut random = Random(7);
+    let mut refused = 0;
+    for _ in 0..3000 {
+        let mut bad = good.clone();
+        for _ in 0..=random.below(3) {
+            let at = random.below(bad.len() as u64) as usize;
+            bad[at] ^= 1 << random.below(8);
+        }
+        let storage = Arc::new(MemoryStorage::new(bad));
+        let Ok(image) = Image::open_over(Path::new(NAME), storage, &options(), None) else {
+            refused += 1;
+            continue;
+        };
+        let selector = Selector::Id((1 + random.below(2)).to_string());
+        let done = match random.below(3) {
+            0 => image.create_snapshot(&NewSnapshot::new("x")).map(drop),
+            1 => image.apply_snapshot(&selector),
+            _ => image.delete_snapshot(&selector),
+        };
+        refused += u32::from(done.is_err());
+        let _ = image.snapshots();
+        let _ = image.write(0, &[1; 4096]);
+        let _ = image.flush();
+    }
+    assert!(refused > 100, "{refused}");
+}

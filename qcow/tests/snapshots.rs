@@ -10,14 +10,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 use cowshed_qcow::{
-    CreateOptions, Format, Image, MemoryStorage, NewSnapshot, OpenOptions, ResizeOptions, Selector,
-    Storage, create,
+    CreateOptions, Format, Image, KeyCost, MemoryStorage, NewEncryption, NewSnapshot, OpenOptions,
+    ResizeOptions, Secret, Selector, Storage, create,
 };
 use support::check::check;
 use support::lab::{Lab, NAME, assert_sound, at, bytes_of, file, new_image, requests};
 use support::model::{Op, Ops, content};
 use support::storages::YieldingStorage;
-use support::{Random, have_qemu, qemu_img, qemu_io};
+use support::{Files, Random, have_qemu, qemu_img, qemu_io};
 
 fn random_life(lab: &mut Lab, mut ops: Ops, seed: u64, steps: usize) {
     let mut random = Random(seed ^ 0x5eed);
@@ -57,6 +57,79 @@ fn a_random_life() {
         let ops = requests(&lab, seed as u64, refcount_bits);
         random_life(&mut lab, ops, seed as u64, 60);
     }
+}
+
+#[test]
+fn with_subclusters() {
+    let storage = Arc::new(MemoryStorage::default());
+    let options = CreateOptions {
+        cluster_size: 16384,
+        extended_l2: true,
+        ..CreateOptions::new(1 << 20)
+    };
+    create(Path::new(NAME), storage.clone(), &options).unwrap();
+    let mut lab = Lab::new(storage, 0);
+    let ops = requests(&lab, 3, 16);
+    random_life(&mut lab, ops, 3, 40);
+}
+
+#[test]
+fn encrypted() {
+    let luks = NewEncryption::Luks {
+        secret: Secret::new("moo".into()),
+        cost: KeyCost::Iterations(1),
+    };
+    for (seed, encryption) in [luks, NewEncryption::LegacyAes].into_iter().enumerate() {
+        let storage = Arc::new(MemoryStorage::default());
+        let options = CreateOptions {
+            cluster_size: 4096,
+            encryption: Some(encryption),
+            ..CreateOptions::new(64 << 10)
+        };
+        create(Path::new(NAME), storage.clone(), &options).unwrap();
+        let mut lab = Lab::new(storage, 0);
+        let mut ops = requests(&lab, seed as u64, 16);
+        ops.compressed = false;
+        random_life(&mut lab, ops, seed as u64, 25);
+        lab.image.write_vm_state(77, b"a secret").unwrap();
+        let mut state = [0; 10];
+        lab.image.read_vm_state(76, &mut state).unwrap();
+        assert_eq!(&state, b"\0a secret\0");
+        lab.image.flush().unwrap();
+        let bytes = bytes_of(&*lab.storage);
+        assert!(!bytes.windows(8).any(|bytes| bytes == b"a secret"));
+    }
+}
+
+/// Clusters of a data file have no refcounts.
+#[test]
+fn a_data_file_has_no_snapshots() {
+    if !have_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let args = [
+        "create",
+        "-q",
+        "-f",
+        "qcow2",
+        "-o",
+        "data_file=data",
+        NAME,
+        "1M",
+    ];
+    qemu_img(folder, &args);
+    let image = Image::open(
+        &folder.join(NAME),
+        &support::lab::options(),
+        &Files::default(),
+    )
+    .unwrap();
+    let error = image.create_snapshot(&NewSnapshot::new("x")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.to_string().contains("data file"), "{error}");
+    assert_eq!(image.snapshots().unwrap(), []);
 }
 
 #[test]

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cowshed_qcow::{
-    CreateOptions, FileStorage, Format, Image, MemoryStorage, NewSnapshot, OpenOptions, Selector,
-    Storage, create,
+    CreateOptions, FileStorage, Format, Image, MemoryStorage, NewSnapshot, OpenOptions, Secret,
+    Selector, Storage, create,
 };
 
 use super::Random;
@@ -16,6 +16,20 @@ pub const NAME: &str = "disk";
 
 pub fn options() -> OpenOptions {
     OpenOptions::new(Format::Qcow2)
+}
+
+/// With the password "moo" if the image has one.
+fn options_of(storage: &dyn Storage) -> OpenOptions {
+    let mut method = [0; 4];
+    storage.read_at(32, &mut method).unwrap();
+    let encrypted = method != [0; 4];
+    OpenOptions {
+        secrets: encrypted
+            .then(|| Secret::new("moo".into()))
+            .into_iter()
+            .collect(),
+        ..options()
+    }
 }
 
 pub fn base(len: usize) -> Option<Image> {
@@ -39,7 +53,12 @@ pub struct Lab {
 
 impl Lab {
     pub fn new(storage: Arc<dyn Storage>, base_len: usize) -> Self {
-        let image = Image::open_over(Path::new(NAME), storage.clone(), &options(), base(base_len));
+        let image = Image::open_over(
+            Path::new(NAME),
+            storage.clone(),
+            &options_of(&*storage),
+            base(base_len),
+        );
         let image = image.unwrap();
         let disk = content(&image);
         Lab {
@@ -94,7 +113,12 @@ impl Lab {
     pub fn reopen(&mut self) {
         self.image.flush().unwrap();
         let base = base(self.base_len);
-        let image = Image::open_over(Path::new(NAME), self.storage.clone(), &options(), base);
+        let image = Image::open_over(
+            Path::new(NAME),
+            self.storage.clone(),
+            &options_of(&*self.storage),
+            base,
+        );
         self.image = image.unwrap();
     }
 }
@@ -103,7 +127,7 @@ pub fn at(storage: &Arc<dyn Storage>, snapshot: Selector, base_len: usize) -> Im
     let options = OpenOptions {
         read_only: true,
         snapshot: Some(snapshot),
-        ..options()
+        ..options_of(&**storage)
     };
     Image::open_over(Path::new(NAME), storage.clone(), &options, base(base_len)).unwrap()
 }
