@@ -12,7 +12,10 @@ mod track;
 
 use std::ops::Range;
 
+use crate::addr::Geometry;
 use crate::error::{Error, Result};
+use crate::header::Header;
+use crate::host::Host;
 use crate::image::Image;
 use crate::layer::Layer;
 use crate::qcow2::{Qcow2, State, Tables};
@@ -37,6 +40,27 @@ pub struct Bitmap {
     /// Why it cannot be used, only be removed: marks are missing since a crash, or it has what
     /// this crate does not know.
     pub inconsistent: Option<String>,
+}
+
+/// The bitmaps that an image's file has.
+pub(crate) fn list(host: &Host, header: &Header, file_len: u64) -> Result<Vec<Bitmap>> {
+    let directory = Directory::load(host, header, file_len)?;
+    let entries = directory.entries.iter();
+    Ok(entries
+        .map(|entry| entry.describe(header.size, header.geometry))
+        .collect())
+}
+
+impl Entry {
+    fn describe(&self, size: u64, geometry: Geometry) -> Bitmap {
+        Bitmap {
+            name: self.name(),
+            granularity: 1_u64.checked_shl(self.granularity_bits).unwrap_or(0),
+            enabled: self.flags & AUTO != 0,
+            in_use: self.flags & IN_USE != 0,
+            inconsistent: self.trouble(size, geometry),
+        }
+    }
 }
 
 /// # Bitmaps
@@ -80,13 +104,7 @@ impl Image {
         let entries = qcow2.bitmap_entries(&state)?;
         Ok(entries
             .into_iter()
-            .map(|entry| Bitmap {
-                name: entry.name(),
-                granularity: 1_u64.checked_shl(entry.granularity_bits).unwrap_or(0),
-                enabled: entry.flags & AUTO != 0,
-                in_use: entry.flags & IN_USE != 0,
-                inconsistent: entry.trouble(qcow2.size(), qcow2.geometry),
-            })
+            .map(|entry| entry.describe(qcow2.size(), qcow2.geometry))
             .collect())
     }
 

@@ -4,6 +4,7 @@
 
 mod afsplit;
 mod cost;
+mod describe;
 mod header;
 mod slot;
 
@@ -14,6 +15,7 @@ use crate::error::{Error, Result, Violation};
 use crate::host::Host;
 
 pub use cost::KeyCost;
+pub use describe::{KeySlot, LuksInfo};
 pub(crate) use header::HEADER_BYTES;
 use header::{Header, SLOTS, Slot};
 

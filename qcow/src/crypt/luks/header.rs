@@ -28,17 +28,17 @@ const INACTIVE: u32 = 0x0000_dead;
 const MATERIAL_ALIGN: usize = 4096;
 
 /// Byte offsets of the fields.
-mod field {
-    pub(super) const VERSION: usize = 6;
-    pub(super) const CIPHER_NAME: usize = 8;
-    pub(super) const CIPHER_MODE: usize = 40;
-    pub(super) const HASH_SPEC: usize = 72;
-    pub(super) const PAYLOAD_OFFSET: usize = 104;
-    pub(super) const KEY_BYTES: usize = 108;
-    pub(super) const DIGEST: usize = 112;
-    pub(super) const DIGEST_SALT: usize = 132;
-    pub(super) const DIGEST_ITERATIONS: usize = 164;
-    pub(super) const UUID: usize = 168;
+pub(super) mod field {
+    pub(in crate::crypt::luks) const VERSION: usize = 6;
+    pub(in crate::crypt::luks) const CIPHER_NAME: usize = 8;
+    pub(in crate::crypt::luks) const CIPHER_MODE: usize = 40;
+    pub(in crate::crypt::luks) const HASH_SPEC: usize = 72;
+    pub(in crate::crypt::luks) const PAYLOAD_OFFSET: usize = 104;
+    pub(in crate::crypt::luks) const KEY_BYTES: usize = 108;
+    pub(in crate::crypt::luks) const DIGEST: usize = 112;
+    pub(in crate::crypt::luks) const DIGEST_SALT: usize = 132;
+    pub(in crate::crypt::luks) const DIGEST_ITERATIONS: usize = 164;
+    pub(in crate::crypt::luks) const UUID: usize = 168;
 }
 
 /// A LUKS1 header whose every number was checked.
