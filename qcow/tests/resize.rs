@@ -414,7 +414,11 @@ fn crash(cluster_size: u32, base_len: usize, sizes: &[u64], seed: u64) {
         image.flush().unwrap();
         let before = content(&image);
         let from = storage.position();
-        image.resize(pair[1], &SHRINK).unwrap();
+        let mut how = SHRINK;
+        if seed % 2 == 1 {
+            how.preallocation = Preallocation::Metadata;
+        }
+        image.resize(pair[1], &how).unwrap();
         let after = content(&image);
         let mut expected = before.clone();
         expected.resize(pair[1] as usize, 0);
