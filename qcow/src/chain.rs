@@ -125,7 +125,7 @@ pub(crate) fn open(
         let Some(next_format) = backing.format.or(options.backing_format) else {
             return Err(link.refuse(
                 "its format is not recorded and is never guessed: name it, or record it with \
-                 `qemu-img rebase -u -b NAME -F FORMAT`",
+                 `cowshed img rebase -u -b NAME -F FORMAT`",
             ));
         };
         path = link.locate(options.references, opener)?;

@@ -66,7 +66,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The image breaks the format.
-    #[error("{file} is not a valid image (`qemu-img check` may say more)")]
+    #[error("{file} is not a valid image (`cowshed img check` may say more)")]
     Invalid {
         /// The image.
         file: PathBuf,
@@ -115,7 +115,7 @@ pub enum Error {
     },
     /// The image is marked corrupt, or was found corrupt while open; it is not written any more.
     #[error(
-        "{file} is corrupt and is not written: {reason}; repair it with `qemu-img check -r all`"
+        "{file} is corrupt and is not written: {reason}; repair it with `cowshed img check -r all`"
     )]
     Corrupt {
         /// The image.
@@ -183,7 +183,7 @@ pub enum Error {
         reason: String,
     },
     /// No snapshot is the one that was asked for.
-    #[error("{file} has no snapshot with {wanted}: `qemu-img snapshot -l` lists those it has")]
+    #[error("{file} has no snapshot with {wanted}: `cowshed img snapshot -l` lists those it has")]
     NoSnapshot {
         /// The image.
         file: PathBuf,

@@ -123,7 +123,7 @@ impl Qcow2 {
                     "a chain with more than {} bytes of L1 tables",
                     Budget::L1_BYTES
                 ),
-                advice: "join some of its images with `qemu-img rebase` or `qemu-img convert`",
+                advice: "join some of its images with `cowshed img rebase` or `cowshed img convert`",
             })?;
         let l1 = host.read_l1(header.l1_offset, header.l1_entries)?;
         let (version, geometry, compression) =

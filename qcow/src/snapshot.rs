@@ -145,7 +145,7 @@ impl Image {
             })
         };
         let Some(qcow2) = self.writable_top()? else {
-            let advice = "convert it with `qemu-img convert -O qcow2` to have snapshots";
+            let advice = "convert it with `cowshed img convert -O qcow2` to have snapshots";
             return unsupported("the raw format", advice);
         };
         if qcow2.state().tables.header.incompatible & DATA_FILE != 0 {

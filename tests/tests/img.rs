@@ -163,6 +163,40 @@ fn a_day_with_images() {
 }
 
 #[test]
+fn rebased_and_amended() {
+    let both = Both::new();
+    both.file("raw", &content());
+    both.file("other", &content()[..2 << 20]);
+    both.ok("create -q -f qcow2 -b raw -F raw disk");
+    both.io("disk", "write -P 7 100k 900k");
+    both.ok("rebase -b other -F raw disk");
+    both.same("disk", "qcow2");
+    both.ok("amend -o compat=0.10 disk");
+    both.same("disk", "qcow2");
+    both.ok("amend -o compat=1.1,lazy_refcounts=on disk");
+    both.ok("amend -o refcount_bits=32 disk");
+    both.same("disk", "qcow2");
+    both.ok("rebase -b  disk");
+    both.same("disk", "qcow2");
+    both.ok("rebase -u -b raw -F raw disk");
+    both.same("disk", "qcow2");
+    for (words, named) in [
+        ("rebase -b missing -F raw disk", "missing"),
+        ("amend -o compat=0.9 disk", "compat"),
+        ("amend -o refcount_bits=3 disk", "refcount"),
+    ] {
+        let (ours, _) = both.run(words);
+        assert!(
+            text(&ours.stderr).contains(named),
+            "{words}: {}",
+            text(&ours.stderr)
+        );
+    }
+    let (ours, _) = both.run("rebase -b raw disk");
+    assert!(text(&ours.stderr).contains("-F"));
+}
+
+#[test]
 fn bitmaps() {
     let both = Both::new();
     both.ok("create -q -f qcow2 disk 10M");

@@ -129,7 +129,7 @@ impl Edit<'_> {
         }
         if self.qcow2.version < 3 {
             let reason = "version 2 of the format has no bitmaps: make it version 3 with \
-                          `qemu-img amend -o compat=1.1`";
+                          `cowshed img amend -o compat=1.1`";
             return Err(self.wrong(name, reason.into()));
         }
         let parts = directory::parts(size, bits, geometry).filter(|&parts| parts > 0);

@@ -303,7 +303,7 @@ impl Qcow2 {
     ) -> Result<()> {
         let directory = Directory::load(&self.host, &tables.header, tables.file_len)?;
         if let Some(reason) = directory::too_much(&directory.entries, directory.len as usize) {
-            let advice = "remove some bitmaps with `qemu-img bitmap --remove`";
+            let advice = "remove some bitmaps with `cowshed img bitmap --remove`";
             return Err(Error::Unsupported {
                 file: self.host.path.clone(),
                 feature: reason,

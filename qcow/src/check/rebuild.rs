@@ -113,7 +113,7 @@ fn layout(subject: &Subject<'_>, start: u64) -> Result<(u64, u64)> {
         let needed_table = needed.div_ceil(geometry.table_entries());
         if needed_table * geometry.cluster() > MAX_REFCOUNT_TABLE_BYTES {
             let feature = format!("{clusters} clusters, more than a refcount table can count");
-            return Err(subject.unsupported(feature, "copy it with `qemu-img convert`"));
+            return Err(subject.unsupported(feature, "copy it with `cowshed img convert`"));
         }
         if needed <= blocks && needed_table <= table {
             return Ok((table, blocks));

@@ -129,7 +129,7 @@ impl Given {
             return Err(DiskError::Conflict("readonly", "size=", ""));
         }
         if self.overlay == Some(Overlay::Direct) && self.size.is_some() {
-            let why = ": growing the image itself is qemu-img resize's work";
+            let why = ": growing the image itself is cowshed img resize's work";
             return Err(DiskError::Conflict("size=", "overlay=none", why));
         }
         if self.snapshot.is_some() {

@@ -64,7 +64,7 @@ pub enum Error {
     /// An existing overlay has not the size that was asked for.
     #[error(
         "the overlay {} has {of_overlay} bytes, not size={size}: leave size= out, \
-         or resize it first with qemu-img resize",
+         or resize it first with cowshed img resize",
         path.display()
     )]
     OtherSize {
@@ -86,7 +86,7 @@ pub enum Error {
     #[error(
         "the overlay {} is of {recorded}, not of {} ({reason}): run it with its own base, choose \
          another overlay, or, if the base was only moved, tell it so with \
-         qemu-img rebase -u -F FORMAT -b BASE OVERLAY",
+         cowshed img rebase -u -F FORMAT -b BASE OVERLAY",
         overlay.display(), base.display()
     )]
     OtherBase {

@@ -1,5 +1,6 @@
 //! `cowshed img`: disk images, with the names and flags of `qemu-img`.
 
+mod amend;
 mod bitmap;
 mod check;
 mod commit;
@@ -12,6 +13,7 @@ mod measure;
 mod open;
 mod options;
 mod progress;
+mod rebase;
 mod resize;
 mod secrets;
 mod snapshot;
@@ -47,6 +49,7 @@ pub(super) struct ImgArgs {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    Amend(amend::AmendArgs),
     Bitmap(bitmap::BitmapArgs),
     Check(check::CheckArgs),
     Commit(commit::CommitArgs),
@@ -55,6 +58,7 @@ enum Command {
     Create(create::CreateArgs),
     Map(map::MapArgs),
     Measure(measure::MeasureArgs),
+    Rebase(rebase::RebaseArgs),
     Resize(resize::ResizeArgs),
     Snapshot(snapshot::SnapshotArgs),
 }
@@ -105,6 +109,7 @@ impl From<cowshed_qcow::Error> for Failure {
 /// Runs a command and gives its status.
 pub(super) fn run(args: ImgArgs) -> ExitCode {
     let (result, failed) = match args.command {
+        Command::Amend(args) => (amend::run(&args), FAILED),
         Command::Bitmap(args) => (bitmap::run(&args), FAILED),
         Command::Check(args) => (check::run(&args), FAILED),
         Command::Commit(args) => (commit::run(&args), FAILED),
@@ -113,6 +118,7 @@ pub(super) fn run(args: ImgArgs) -> ExitCode {
         Command::Create(args) => (create::run(&args), FAILED),
         Command::Map(args) => (map::run(&args), FAILED),
         Command::Measure(args) => (measure::run(&args), FAILED),
+        Command::Rebase(args) => (rebase::run(&args), FAILED),
         Command::Resize(args) => (resize::run(&args), FAILED),
         Command::Snapshot(args) => (snapshot::run(&args), FAILED),
     };

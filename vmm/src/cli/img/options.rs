@@ -206,15 +206,15 @@ fn unknown(key: &str, format: &str) -> Failure {
     ))
 }
 
-fn size(key: &str, value: &str) -> Result<u64, Failure> {
+pub(super) fn size(key: &str, value: &str) -> Result<u64, Failure> {
     value::image_size(value).map_err(|error| bad(key, value, &error.to_string()))
 }
 
-fn number(key: &str, value: &str) -> Result<u32, Failure> {
+pub(super) fn number(key: &str, value: &str) -> Result<u32, Failure> {
     u32::try_from(size(key, value)?).map_err(|_| bad(key, value, "a smaller number"))
 }
 
-fn version(value: &str) -> Result<u32, Failure> {
+pub(super) fn version(value: &str) -> Result<u32, Failure> {
     one_of(
         "compat",
         value,
@@ -222,7 +222,7 @@ fn version(value: &str) -> Result<u32, Failure> {
     )
 }
 
-fn switch(key: &str, value: &str) -> Result<bool, Failure> {
+pub(super) fn switch(key: &str, value: &str) -> Result<bool, Failure> {
     let values = [
         ("on", true),
         ("true", true),
@@ -248,7 +248,7 @@ pub(super) fn preallocation(value: &str) -> Result<Preallocation, Failure> {
     )
 }
 
-fn one_of<T: Copy>(key: &str, value: &str, values: &[(&str, T)]) -> Result<T, Failure> {
+pub(super) fn one_of<T: Copy>(key: &str, value: &str, values: &[(&str, T)]) -> Result<T, Failure> {
     let found = values.iter().find(|(name, _)| *name == value);
     found.map(|(_, value)| *value).ok_or_else(|| {
         let names: Vec<_> = values.iter().map(|(name, _)| *name).collect();
