@@ -3,10 +3,12 @@
 use std::collections::VecDeque;
 
 use arbitrary::{Arbitrary, Unstructured};
-use cowshed_qcow::{Error, Extent, Image, Pin, Plan, ResizeOptions, Storage};
+use cowshed_qcow::{
+    Error, Extent, Image, NewSnapshot, Pin, Plan, ResizeOptions, Selector, Storage,
+};
 
 use crate::image::Mutated;
-use crate::storage::{Bounded, open};
+use crate::storage::{Bounded, open, open_at};
 use crate::support::check::check;
 use crate::support::model::{self, SECTOR, content, mirror, perform};
 
@@ -42,6 +44,10 @@ enum Kind {
     Reopen,
     Resize,
     Compressed(u8),
+    Snapshot,
+    /// The n-th of those that were taken.
+    Apply(u8),
+    Delete(u8),
 }
 
 /// Performs the requests. A valid image agrees with the model and is clean at the end; a damaged
@@ -60,6 +66,7 @@ pub fn run(data: &[u8]) {
         _ => return,
     };
     let mut expected = valid.then(|| content(&image));
+    let mut snapshots = Vec::new();
     let mut pins = VecDeque::new();
     for request in input.requests.iter().take(REQUESTS) {
         let done = match request.kind {
@@ -73,7 +80,7 @@ pub fn run(data: &[u8]) {
                 }
                 Ok(())
             }
-            _ => request.perform(&image, &storage, &mut expected, &mut pins),
+            _ => request.perform(&image, &storage, &mut expected, &mut pins, &mut snapshots),
         };
         if let Err(error) = done {
             assert!(!valid, "{input:?}: {error:?}");
@@ -91,6 +98,14 @@ pub fn run(data: &[u8]) {
         assert!(report.corruptions.is_empty(), "{input:?}: {report:?}");
         let again = open(&storage, true).unwrap();
         assert!(content(&again) == expected, "{input:?}");
+        for taken in &snapshots {
+            let then = open_at(&storage, &taken.id);
+            assert!(
+                Some(content(&then)) == taken.content,
+                "{input:?}: {}",
+                taken.id
+            );
+        }
     }
 }
 
@@ -101,6 +116,7 @@ impl Request {
         storage: &Bounded,
         expected: &mut Option<Vec<u8>>,
         pins: &mut VecDeque<Pin>,
+        snapshots: &mut Vec<Taken>,
     ) -> Result<(), Error> {
         let sectors = image.size() / SECTOR as u64;
         if sectors == 0 {
@@ -130,8 +146,16 @@ impl Request {
             Kind::Zero { unmap } => model::Op::Zero { offset, len, unmap },
             Kind::Discard => model::Op::Discard { offset, len },
             Kind::Flush => model::Op::Flush,
+            Kind::Snapshot | Kind::Apply(_) | Kind::Delete(_) => {
+                pins.clear(); // Who changes the whole image waits for them.
+                return match self.snapshot(image, expected, snapshots) {
+                    // Refcounts of one bit cannot count two, and other limits of the format.
+                    Err(Error::Change { .. } | Error::Unsupported { .. }) => Ok(()),
+                    done => done,
+                };
+            }
             Kind::Resize => {
-                pins.clear(); // A resize waits for them.
+                pins.clear();
                 let options = ResizeOptions {
                     shrink: true,
                     ..ResizeOptions::default()
@@ -180,6 +204,42 @@ impl Request {
         }
         Ok(())
     }
+
+    fn snapshot(
+        &self,
+        image: &Image,
+        expected: &mut Option<Vec<u8>>,
+        snapshots: &mut Vec<Taken>,
+    ) -> Result<(), Error> {
+        let which = |n: u8| usize::from(n) % snapshots.len().max(1);
+        match self.kind {
+            Kind::Apply(n) => {
+                if let Some(taken) = snapshots.get(which(n)) {
+                    image.apply_snapshot(&Selector::Id(taken.id.clone()))?;
+                    expected.clone_from(&taken.content);
+                }
+            }
+            Kind::Delete(n) if !snapshots.is_empty() => {
+                let n = which(n);
+                image.delete_snapshot(&Selector::Id(snapshots[n].id.clone()))?;
+                snapshots.remove(n);
+            }
+            _ => {
+                let new = image.create_snapshot(&NewSnapshot::new("fuzzed"))?;
+                snapshots.push(Taken {
+                    id: new.id,
+                    content: expected.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A snapshot, and what the disk was then if that is known.
+struct Taken {
+    id: String,
+    content: Option<Vec<u8>>,
 }
 
 fn write_by(extents: &[Extent], storage: &Bounded, data: &[u8]) {

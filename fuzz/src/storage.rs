@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use cowshed_qcow::{Format, Image, MemoryStorage, OpenOptions, Storage};
+use cowshed_qcow::{Format, Image, MemoryStorage, OpenOptions, Selector, Storage};
 
 /// How long an image may get. A write past it is a broken promise of `max_file_size`.
 const LIMIT: u64 = 8 << 20;
@@ -68,16 +68,32 @@ impl Storage for Bounded {
     }
 }
 
-/// Opens an image over whatever base it records: bytes that tell their place.
-pub(crate) fn open(storage: &Arc<Bounded>, read_only: bool) -> cowshed_qcow::Result<Image> {
-    let path = Path::new("fuzzed");
-    let options = OpenOptions {
+fn options(read_only: bool) -> OpenOptions {
+    OpenOptions {
         read_only,
         cache_bytes: 64 << 10,
         max_file_size: Some(LIMIT),
         ..OpenOptions::new(Format::Qcow2)
+    }
+}
+
+/// Opens an image over whatever base it records: bytes that tell their place.
+pub(crate) fn open(storage: &Arc<Bounded>, read_only: bool) -> cowshed_qcow::Result<Image> {
+    open_with(storage, &options(read_only))
+}
+
+/// Opens a valid image's snapshot.
+pub(crate) fn open_at(storage: &Arc<Bounded>, id: &str) -> Image {
+    let options = OpenOptions {
+        snapshot: Some(Selector::Id(id.into())),
+        ..options(true)
     };
-    let image = Image::open_over(path, storage.clone(), &options, None)?;
+    open_with(storage, &options).unwrap()
+}
+
+fn open_with(storage: &Arc<Bounded>, options: &OpenOptions) -> cowshed_qcow::Result<Image> {
+    let path = Path::new("fuzzed");
+    let image = Image::open_over(path, storage.clone(), options, None)?;
     if image.backing().is_none() {
         return Ok(image);
     }
@@ -86,11 +102,7 @@ pub(crate) fn open(storage: &Arc<Bounded>, read_only: bool) -> cowshed_qcow::Res
         read_only: true,
         ..OpenOptions::new(Format::Raw)
     };
-    let base = Image::open_over(
-        Path::new("base"),
-        Arc::new(MemoryStorage::new(bytes)),
-        &raw,
-        None,
-    )?;
-    Image::open_over(path, storage.clone(), &options, Some(base))
+    let base = Arc::new(MemoryStorage::new(bytes));
+    let base = Image::open_over(Path::new("base"), base, &raw, None)?;
+    Image::open_over(path, storage.clone(), options, Some(base))
 }
