@@ -149,8 +149,10 @@ impl Request {
             Kind::Snapshot | Kind::Apply(_) | Kind::Delete(_) => {
                 pins.clear(); // Who changes the whole image waits for them.
                 return match self.snapshot(image, expected, snapshots) {
-                    // Refcounts of one bit cannot count two, and other limits of the format.
-                    Err(Error::Change { .. } | Error::Unsupported { .. }) => Ok(()),
+                    // Refcounts of one bit cannot count two, bitmaps have the disk's size, and the like.
+                    Err(
+                        Error::Change { .. } | Error::Bitmap { .. } | Error::Unsupported { .. },
+                    ) => Ok(()),
                     done => done,
                 };
             }
