@@ -8,6 +8,7 @@ mod common;
 mod compare;
 mod convert;
 mod create;
+mod info;
 mod map;
 mod measure;
 mod open;
@@ -56,6 +57,7 @@ enum Command {
     Compare(compare::CompareArgs),
     Convert(convert::ConvertArgs),
     Create(create::CreateArgs),
+    Info(info::InfoArgs),
     Map(map::MapArgs),
     Measure(measure::MeasureArgs),
     Rebase(rebase::RebaseArgs),
@@ -116,6 +118,7 @@ pub(super) fn run(args: ImgArgs) -> ExitCode {
         Command::Compare(args) => (compare::run(&args), compare::FAILED),
         Command::Convert(args) => (convert::run(&args), FAILED),
         Command::Create(args) => (create::run(&args), FAILED),
+        Command::Info(args) => (info::run(&args), FAILED),
         Command::Map(args) => (map::run(&args), FAILED),
         Command::Measure(args) => (measure::run(&args), FAILED),
         Command::Rebase(args) => (rebase::run(&args), FAILED),
