@@ -293,7 +293,8 @@ impl Disks {
             let image = opened.disk.image();
             match &opened.overlay {
                 Kind::None | Kind::Named if image.read_only() => {}
-                Kind::None | Kind::Named => image.flush()?,
+                // What its bitmaps missed would be missing from a backup.
+                Kind::None | Kind::Named => image.store_bitmaps()?,
                 Kind::Throwaway(file) => {
                     if let Some(path) = keep.take() {
                         image.flush()?;
