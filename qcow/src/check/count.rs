@@ -27,6 +27,8 @@ pub(super) struct Count<'a> {
     first: bool,
     /// A cluster is referred to that no refcount block counts.
     pub(super) uncounted: bool,
+    /// Two tables share a cluster, neither of which counts references.
+    pub(super) tables_overlap: bool,
     /// A refcount block or the refcount table lies where another table is.
     pub(super) refcounts_overlap: bool,
     /// What L2 entries name as data and has a table in it: first cluster and the one behind the
@@ -60,6 +62,7 @@ impl<'a> Count<'a> {
             per_window: (most >> unit_bits).max(1),
             first: true,
             uncounted: false,
+            tables_overlap: false,
             refcounts_overlap: false,
             overlapping: BTreeSet::new(),
             highest: 0,
@@ -114,10 +117,10 @@ impl<'a> Count<'a> {
     fn metadata(&mut self, findings: &mut Findings) -> Result<()> {
         let (survey, cluster) = (self.survey, self.subject.header.geometry.cluster());
         for span in &survey.spans {
-            self.table(findings, span.what, span.offset, span.len, 1);
+            self.tables_overlap |= self.table(findings, span.what, span.offset, span.len, 1);
         }
         for table in &survey.tables {
-            self.table(
+            self.tables_overlap |= self.table(
                 findings,
                 "L2 table",
                 table.offset,
@@ -216,7 +219,7 @@ impl<'a> Count<'a> {
         let first = self.first;
         survey.for_each_bitmap_cluster(subject, findings, first, &mut |findings, cluster| {
             let at = cluster * subject.header.geometry.cluster();
-            self.table(findings, "bitmap", at, 1, 1);
+            self.tables_overlap |= self.table(findings, "bitmap", at, 1, 1);
         })
     }
 

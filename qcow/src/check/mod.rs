@@ -76,6 +76,8 @@ pub fn check(
 struct Examined {
     report: CheckReport,
     survey: Survey,
+    /// Of tables that overlap only one can be right, and nothing says which.
+    tables_overlap: bool,
     /// The refcount structures cannot be repaired where they are.
     rebuild: bool,
     /// Runs of clusters that L2 entries name as data, and that have a table in them.
@@ -90,9 +92,11 @@ impl Examined {
         let mut count = Count::new(&subject, &survey);
         count.run(&mut findings, &mut |_| Ok(()))?;
         let rebuild = survey.rebuild || count.uncounted || count.refcounts_overlap;
+        let tables_overlap = count.tables_overlap;
         let overlapping = count.overlapping;
         Ok(Examined {
             report: findings.report,
+            tables_overlap,
             rebuild,
             overlapping,
             survey,

@@ -44,7 +44,8 @@ enum Step {
 const MAX_STEPS: usize = 5;
 
 /// Repairs the image in `storage`, known as `path` in messages, which nothing else may have open,
-/// and checks it again: what the report finds could not be repaired. An image that is clean then
+/// and checks it again: what the report finds could not be repaired. Nothing is written where
+/// tables overlap each other, because what one of them says would change the other. An image that is clean then
 /// is marked neither dirty nor corrupt any more.
 pub fn repair(
     path: &Path,
@@ -86,7 +87,7 @@ fn repair_host(
     // One step at a time, and a fresh look after it.
     for _ in 0..MAX_STEPS {
         let step = match what {
-            _ if found.report.is_clean() => break,
+            _ if found.report.is_clean() || found.tables_overlap => break,
             // LUKS's ciphertext means something else at another place.
             Repair::All if !found.overlapping.is_empty() && !is_luks => Step::Relocate,
             Repair::All if found.rebuild && !found.survey.incomplete => Step::Rebuild,
