@@ -112,6 +112,14 @@ fn leave(way: &str, signal: Option<Signal>) -> ExitStatus {
     status
 }
 
+/// Whether this process was started with a signal ignored.
+fn is_ignored(signal: Signal) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = u64::from_str_radix(mask.unwrap().trim(), 16).unwrap();
+    mask & 1 << (signal.as_raw() - 1) != 0
+}
+
 #[test]
 fn the_terminal_is_restored_on_every_way_out() {
     assert_eq!(leave("drop", None).code(), Some(0));
@@ -128,6 +136,11 @@ fn the_terminal_is_restored_on_every_way_out() {
         Signal::USR1,
         Signal::SEGV,
     ] {
+        if is_ignored(signal) {
+            // It is by a child, too, and ends nothing: in the background of a script, for one.
+            eprintln!("skipped: {signal:?} is ignored here");
+            continue;
+        }
         assert_eq!(
             leave("signal", Some(signal)).signal(),
             Some(signal.as_raw()),
