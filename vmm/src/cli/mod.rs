@@ -49,6 +49,7 @@ struct Cli {
 enum Command {
     Run(Box<run::RunArgs>),
     Doctor(doctor::DoctorArgs),
+    /// Work on disk images, with qemu-img's names and flags
     Img(Box<img::ImgArgs>),
     Completions(shell::CompletionsArgs),
     Man(shell::ManArgs),

@@ -22,11 +22,36 @@ mod snapshot;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Subcommand};
+use clap::{ArgMatches, Args, FromArgMatches, Subcommand};
 
 use super::say;
 use crate::disk;
 use crate::report::chain;
+
+/// The command, of which the words are defined when it is asked for: the start of a guest does not
+/// wait for them.
+#[derive(Debug)]
+pub(super) struct ImgArgs(Words);
+
+impl Args for ImgArgs {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        command.defer(Words::augment_args)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for ImgArgs {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        Words::from_arg_matches(matches).map(Self)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.0.update_from_arg_matches(matches)
+    }
+}
 
 /// Work on disk images, with qemu-img's names and flags.
 ///
@@ -43,7 +68,7 @@ Examples:
   cowshed img check disk.qcow2
 
 `alias qemu-img='cowshed img'` keeps scripts working that name formats and parse JSON.")]
-pub(super) struct ImgArgs {
+struct Words {
     #[command(subcommand)]
     command: Command,
 }
@@ -110,7 +135,7 @@ impl From<cowshed_qcow::Error> for Failure {
 
 /// Runs a command and gives its status.
 pub(super) fn run(args: ImgArgs) -> ExitCode {
-    let (result, failed) = match args.command {
+    let (result, failed) = match args.0.command {
         Command::Amend(args) => (amend::run(&args), FAILED),
         Command::Bitmap(args) => (bitmap::run(&args), FAILED),
         Command::Check(args) => (check::run(&args), FAILED),
