@@ -91,6 +91,14 @@ impl Layer {
         }
     }
 
+    /// Whether that file has the bytes as the guest has them.
+    pub(crate) fn is_plain(&self) -> bool {
+        match self {
+            Layer::Qcow2(qcow2) => qcow2.data.is_plain(),
+            Layer::Raw(_) => true,
+        }
+    }
+
     /// Reads what the disk has at `guest` and the layer's file at `host`.
     pub(crate) fn read(&self, guest: u64, host: u64, buf: &mut [u8]) -> Result<()> {
         match self {

@@ -26,7 +26,7 @@ pub struct MapEntry {
     pub data: bool,
     /// They are compressed.
     pub compressed: bool,
-    /// Their place in that file, unless they are compressed or are not kept as they are read.
+    /// Their place in that file, or in its data file, unless they are compressed or encrypted.
     pub offset: Option<u64>,
 }
 
@@ -92,8 +92,8 @@ impl Image {
         // What a layer is too short for, or what there is no layer for: the one above says so.
         let size = self.layers.get(depth).map_or(0, Layer::size);
         let present = start < size;
-        let offset = match place {
-            Place::Data(offset) => Some(offset),
+        let offset = match (place, self.layers.get(depth)) {
+            (Place::Data(offset), Some(layer)) if layer.is_plain() => Some(offset),
             _ => None,
         };
         MapEntry {
