@@ -36,7 +36,7 @@ pub struct CreateOptions {
     /// How clusters are compressed that are written so. Version 2 has zlib only.
     pub compression: Compression,
     /// Writers may let refcounts be wrong while the image is open, and say so by its dirty bit.
-    /// Version 3 only. This crate keeps them right in any case.
+    /// Version 3 only. Who opens it for writing after a crash counts all references first.
     pub lazy_refcounts: bool,
     /// Clusters of 32 parts that are allocated apart: version 3 only, with clusters of at least
     /// 16 KiB.

@@ -19,7 +19,8 @@
 //! - **Bounded**: tables are cached up to [`OpenOptions::cache_bytes`]; L1 tables (32 MiB each,
 //!   256 MiB a chain) and refcount tables (8 MiB) are in memory whole, within the format's limits.
 //!
-//! An image whose dirty bit is set gets new refcounts as it is opened for writing.
+//! An image with lazy refcounts has its dirty bit set while it is written; whatever image has it set
+//! gets new refcounts as it is opened for writing.
 //!
 //! # Example
 //!

@@ -1,8 +1,8 @@
 //! Disks: from what the command line says to what the block device asks.
 //!
-//! This is the one place that opens images, and the one that lets `cowshed-qcow` and
-//! `cowshed-devices` meet. A base is opened read-only; only with [`Overlay::Direct`] is an image
-//! opened for writing.
+//! This is the one place that opens and locks the files of images, for a run and for
+//! `cowshed img`, and the one that lets `cowshed-qcow` and `cowshed-devices` meet. In a run a base is
+//! opened read-only; only with [`Overlay::Direct`] is an image opened for writing.
 
 mod adapter;
 mod base;
