@@ -210,6 +210,44 @@ fn rebased_and_amended() {
     assert!(text(&ours.stderr).contains("-F"));
 }
 
+/// An overlay whose data is in a file of its own goes into its base, and nowhere else.
+#[test]
+fn a_data_file_is_not_taken_for_the_base() {
+    let both = Both::new();
+    both.file("raw", &content());
+    both.ok("create -q -f qcow2 -b raw -F raw -o data_file=data top");
+    both.io("top", "write -P 7 100k 900k");
+    both.ok("commit -q top");
+    both.same("raw", "raw");
+    both.same("top", "qcow2");
+    both.ok("create -q -f qcow2 -b top -F qcow2 upper");
+    both.io("upper", "write -P 8 1M 200k");
+    both.ok("commit -q -b raw upper");
+    both.same("raw", "raw");
+}
+
+/// An image never takes the place of what it needs.
+#[test]
+fn an_image_does_not_replace_its_own_base() {
+    let folder = TempDir::new().unwrap();
+    let folder = folder.path();
+    fs::write(folder.join("base"), content()).unwrap();
+    for words in [
+        "create -f qcow2 -b base -F raw base",
+        "create -f qcow2 -b ./base -F raw base 4M",
+        "create -f qcow2 -o data_file=base base 4M",
+        "convert -f raw -O qcow2 -B base -F raw base base",
+    ] {
+        let output = run(binary(), folder, words);
+        assert_eq!(output.status.code(), Some(1), "{words}");
+        assert!(text(&output.stderr).contains("base"), "{words}");
+        assert!(
+            fs::read(folder.join("base")).unwrap() == content(),
+            "{words}"
+        );
+    }
+}
+
 #[test]
 fn bitmaps() {
     let both = Both::new();
@@ -345,6 +383,11 @@ fn encrypted_images() {
     let opts = "--image-opts driver=qcow2,file.filename=locked,encrypt.key-secret=k";
     both.ok(&format!("convert {secret} -O raw {opts} back"));
     both.same("back", "raw");
+    let map = both.json(&format!("map --output=json {secret} {opts}"));
+    assert!(
+        !map.to_string().contains("offset"),
+        "the bytes there are not the disk's: {map}"
+    );
     let (ours, _) = both.run("convert -O raw locked nothing");
     assert!(
         text(&ours.stderr).contains("secret"),

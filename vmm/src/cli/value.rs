@@ -11,10 +11,8 @@ use crate::memory;
 /// Why a value is refused. clap puts the option's name before it.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum ValueError {
-    #[error("a size is a whole number with an optional k, M, G or T, such as 512M")]
-    Size,
     #[error("a size is a number with an optional k, M, G, T, P or E, such as 20G or 1.5T")]
-    ImageSize,
+    Size,
     #[error("a duration is a whole number with an optional ms, s, m or h, such as 90, 90s or 2m")]
     Duration,
     #[error("too large")]
@@ -35,24 +33,9 @@ pub(super) enum ValueError {
     GuestPath(PathBuf),
 }
 
-/// A size in bytes: a number with an optional k, M, G or T, powers of 1024.
+/// A size in bytes: a number with an optional k, M, G, T, P or E, powers of 1024, and perhaps a
+/// fraction, such as 1.5G.
 pub(super) fn size(text: &str) -> Result<u64, ValueError> {
-    let (digits, unit) = split_number(text).ok_or(ValueError::Size)?;
-    let shift = match unit {
-        "" => 0,
-        "k" | "K" => 10,
-        "m" | "M" => 20,
-        "g" | "G" => 30,
-        "t" | "T" => 40,
-        _ => return Err(ValueError::Size),
-    };
-    let number: u64 = digits.parse().map_err(|_| ValueError::TooLarge)?;
-    number.checked_mul(1 << shift).ok_or(ValueError::TooLarge)
-}
-
-/// The size of an image in bytes: a number with an optional k, M, G, T, P or E, powers of 1024,
-/// and perhaps a fraction, such as 1.5G.
-pub(super) fn image_size(text: &str) -> Result<u64, ValueError> {
     let unit = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match &text[unit.len()..] {
         "" | "b" | "B" => 0,
@@ -62,12 +45,12 @@ pub(super) fn image_size(text: &str) -> Result<u64, ValueError> {
         "t" | "T" => 40,
         "p" | "P" => 50,
         "e" | "E" => 60,
-        _ => return Err(ValueError::ImageSize),
+        _ => return Err(ValueError::Size),
     };
     let (whole, fraction) = unit.split_once('.').unwrap_or((unit, ""));
     let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
     if whole.is_empty() || !digits(whole) || !digits(fraction) {
-        return Err(ValueError::ImageSize);
+        return Err(ValueError::Size);
     }
     let whole: u64 = whole.parse().map_err(|_| ValueError::TooLarge)?;
     // What a person writes after a point is far from the ends of a number of 64 bits.

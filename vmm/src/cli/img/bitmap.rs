@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches, error::ErrorKind};
-use cowshed_qcow::{Format, Image};
+use cowshed_qcow::Format;
 
 use super::Failure;
 use super::common;
@@ -26,7 +26,7 @@ pub(super) struct BitmapArgs {
     steps: Steps,
 
     /// Bytes that one bit of a new bitmap stands for: a power of two from 512 to 2G
-    #[arg(short, long, value_name = "SIZE", value_parser = value::image_size)]
+    #[arg(short, long, value_name = "SIZE", value_parser = value::size)]
     granularity: Option<u64>,
 
     /// The image that has the bitmap to merge; without it, this one
@@ -134,13 +134,13 @@ pub(super) fn run(args: &BitmapArgs) -> Result<u8, Failure> {
     let granularity = granularity.transpose()?;
     let source = match &args.source_file {
         None => None,
-        Some(path) => Some(open(
-            access,
-            &Named::path(path, args.source_format),
-            access.reading(),
-        )?),
+        Some(path) => {
+            let named = Named::path(path, args.source_format);
+            Some(access.open_alone(&named, access.reading())?)
+        }
     };
-    let image = open(access, &access.name(&args.image, args.format)?, Use::Write)?;
+    let named = access.name(&args.image, args.format)?;
+    let image = access.open_alone(&named, Use::Write)?;
     let name = &args.bitmap;
     for step in &args.steps.0 {
         match (step, &source) {
@@ -158,14 +158,4 @@ pub(super) fn run(args: &BitmapArgs) -> Result<u8, Failure> {
     }
     image.close()?;
     Ok(0)
-}
-
-/// Opens an image alone: neither its backing file nor the disk's bytes are read or written.
-fn open(access: &Access, named: &Named, how: Use) -> Result<Image, Failure> {
-    let (file, format) = access.file(named, how)?;
-    let options = cowshed_qcow::OpenOptions {
-        stay_locked: true,
-        ..access.options(named, format, how != Use::Write)
-    };
-    Ok(Image::open_over(&named.path, file, &options, None)?)
 }

@@ -1,6 +1,5 @@
 //! `cowshed img commit`.
 
-use std::cell::RefCell;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,9 +7,8 @@ use std::sync::Arc;
 use clap::Args;
 use cowshed_qcow::{Format, Image, Opener, ResizeOptions, Storage, ops};
 
-use super::common;
 use super::open::{Access, Named, failed};
-use super::{Failure, progress};
+use super::{Failure, common, options, progress};
 use crate::disk::files::storage;
 use crate::disk::lock::Use;
 
@@ -48,70 +46,55 @@ pub(super) struct CommitArgs {
     image: PathBuf,
 }
 
-/// Opens the files of a chain, the base among them for writing, and keeps that.
+/// Opens the files of a chain anew, the base as it is open for writing.
 struct Chain<'a> {
     access: &'a Access,
-    /// The file that is to be written, if it is found: the first beneath the top, or this one.
-    wanted: Option<PathBuf>,
-    state: RefCell<State>,
-}
-
-#[derive(Default)]
-struct State {
-    opened: usize,
-    base: Option<(usize, PathBuf, Arc<dyn Storage>)>,
+    base: (&'a Path, Arc<dyn Storage>),
 }
 
 impl Opener for Chain<'_> {
     fn open(&self, path: &Path, writable: bool) -> io::Result<Arc<dyn Storage>> {
-        let mut state = self.state.borrow_mut();
-        let depth = state.opened;
-        state.opened += 1;
-        let is_base = match &self.wanted {
-            None => depth == 1,
-            Some(wanted) => depth > 0 && path.canonicalize().ok().as_ref() == Some(wanted),
-        };
-        let write = writable || is_base;
-        let file = storage(
-            path,
-            if write {
-                Use::Write
-            } else {
-                self.access.reading()
-            },
-        )?;
-        if is_base {
-            state.base = Some((depth, path.to_owned(), file.clone()));
+        let (base, file) = &self.base;
+        if path == *base {
+            return Ok(file.clone());
         }
-        Ok(file)
+        let how = if writable {
+            Use::Write
+        } else {
+            self.access.reading()
+        };
+        storage(path, how)
     }
 }
 
 pub(super) fn run(args: &CommitArgs) -> Result<u8, Failure> {
-    let named = args.access.name(&args.image, args.format)?;
+    let access = &args.access;
+    let named = access.name(&args.image, args.format)?;
     let path = &named.path;
-    // Which format it has is asked before it is opened for writing.
-    let format = args.access.file(&named, args.access.reading())?.1;
-    let wanted = args.base.as_ref().map(|base| {
-        let base = super::options::beside(path, base);
-        base.canonicalize().map_err(|error| failed(&base, error))
-    });
-    let chain = Chain {
-        access: &args.access,
-        wanted: wanted.transpose()?,
-        state: RefCell::default(),
+    // Which files there are is to be known before one of them is opened for writing.
+    let chain = access.open(&named, access.reading())?;
+    let above = base_of(args, path, &chain)?;
+    let base_path = chain
+        .paths()
+        .get(above)
+        .map_or(PathBuf::new(), PathBuf::from);
+    let formats = chain.format(0).zip(chain.format(above));
+    let (format, base_format) = formats.unwrap_or((Format::Qcow2, Format::Raw));
+    drop(chain);
+
+    let beneath = Named::path(&base_path, Some(base_format));
+    let (file, _) = access.file(&beneath, Use::Write)?;
+    let options = access.options(&beneath, base_format, false);
+    let base = access.open_file(&base_path, file.clone(), &options)?;
+    let files = Chain {
+        access,
+        base: (&base_path, file),
     };
-    let top = Image::open(path, &args.access.options(&named, format, false), &chain)?;
-    let Some((above, base_path, base_file)) = chain.state.into_inner().base else {
-        return Err(Failure::Usage(match &args.base {
-            Some(base) => format!("{base} is not in the chain of {}", path.display()),
-            None => format!("{} has no backing file to commit to", path.display()),
-        }));
-    };
-    let format = top.format(above).unwrap_or(Format::Raw);
-    let beneath = Named::path(&base_path, Some(format));
-    let options = args.access.options(&beneath, format, false);
-    let base = args.access.open_file(&base_path, base_file, &options)?;
+    let top = Image::open(path, &access.options(&named, format, false), &files)?;
+    if top.paths().get(above) != Some(&&*base_path) {
+        let text = format!("the chain of {} has just changed", path.display());
+        return Err(Failure::Usage(text));
+    }
     if base.size() < top.size() {
         base.resize(top.size(), &ResizeOptions::default())?;
     }
@@ -123,4 +106,25 @@ pub(super) fn run(args: &CommitArgs) -> Result<u8, Failure> {
         top.make_empty()?;
     }
     Ok(0)
+}
+
+/// How deep in the chain the base is.
+fn base_of(args: &CommitArgs, path: &Path, chain: &Image) -> Result<usize, Failure> {
+    let Some(base) = &args.base else {
+        if chain.depth() > 1 {
+            return Ok(1);
+        }
+        let text = format!("{} has no backing file to commit to", path.display());
+        return Err(Failure::Usage(text));
+    };
+    let wanted = options::beside(path, base);
+    let real = |path: &Path| path.canonicalize().map_err(|error| failed(path, error));
+    let wanted = real(&wanted)?;
+    for (depth, file) in chain.paths().into_iter().enumerate().skip(1) {
+        if real(file)? == wanted {
+            return Ok(depth);
+        }
+    }
+    let text = format!("{base} is not in the chain of {}", path.display());
+    Err(Failure::Usage(text))
 }

@@ -8,13 +8,12 @@ use cowshed_qcow::ops::{CopyOptions, copy};
 use cowshed_qcow::{Format, Image, Selector, Storage};
 
 use super::common::{self, threads};
-use super::open::{self, Access, Named};
+use super::open::{Access, Named};
 use super::options::{self, Wanted};
-use super::{Failure, create, progress};
+use super::target::Target;
+use super::{Failure, progress};
 use crate::cli::value;
-use crate::disk::files::storage;
 use crate::disk::lock::Use;
-use crate::disk::new_file::NewFile;
 
 /// Copy images into a new one, perhaps of another format.
 ///
@@ -57,7 +56,7 @@ pub(super) struct ConvertArgs {
     snapshot: Option<String>,
 
     /// Zeros of at least this many bytes become holes; 0: none do, and all is allocated
-    #[arg(short = 'S', value_name = "SIZE", value_parser = value::image_size, default_value = "4k")]
+    #[arg(short = 'S', value_name = "SIZE", value_parser = value::size, default_value = "4k")]
     sparse: u64,
 
     /// How many parts are copied at a time
@@ -97,12 +96,7 @@ pub(super) fn run(args: &ConvertArgs) -> Result<u8, Failure> {
     let Some((path, sources)) = args.files.split_last() else {
         return usage("name the source and the target");
     };
-    let mut wanted = Wanted::parse(&args.options)?;
-    wanted.backing_file = args.backing.clone().or(wanted.backing_file);
-    wanted.backing_format = args.backing_format.or(wanted.backing_format);
-    if wanted.backing_file.is_some() && wanted.backing_format.is_none() {
-        return usage("name the backing file's format, with -F: it is never guessed");
-    }
+    let wanted = Wanted::parse(&args.options, args.backing.as_deref(), args.backing_format)?;
     if args.compress && args.output_format == Format::Raw {
         return usage("a raw image cannot be compressed: add -O qcow2");
     }
@@ -119,22 +113,13 @@ pub(super) fn run(args: &ConvertArgs) -> Result<u8, Failure> {
         let target = args.access.open(&named, Use::Write)?;
         return convert(args, &sources, &target, args.target_is_zero).map(|()| 0);
     }
-    // Nobody's image is replaced while it is used.
-    if path.exists() {
-        storage(path, Use::Write).map_err(|error| open::failed(path, error))?;
-    }
-    let failed = |source| Failure::Create {
-        path: path.clone(),
-        source,
-    };
-    let new = NewFile::beside(path).map_err(failed)?;
     let disk = wanted.size.unwrap_or(size).max(size);
-    let objects = &args.access.object;
-    let file = create::make(path, &new, args.output_format, &wanted, disk, objects)?;
-    let target = target(args, path, file, &wanted)?;
-    convert(args, &sources, &target, wanted.backing_file.is_none())?;
-    drop(target);
-    new.replace(path).map_err(failed)?;
+    let new = Target::begin(path, &wanted)?;
+    let file = new.make(args.output_format, &wanted, disk, &args.access.object)?;
+    let image = target(args, path, file, &wanted)?;
+    convert(args, &sources, &image, wanted.backing_file.is_none())?;
+    drop(image);
+    new.publish()?;
     Ok(0)
 }
 

@@ -34,7 +34,7 @@ pub(super) struct MeasureArgs {
     options: Vec<String>,
 
     /// Size of a new disk without content
-    #[arg(long, value_name = "SIZE", value_parser = value::image_size, conflicts_with = "image")]
+    #[arg(long, value_name = "SIZE", value_parser = value::size, conflicts_with = "image")]
     size: Option<u64>,
 
     /// How to answer
@@ -65,7 +65,7 @@ pub(super) fn run(args: &MeasureArgs) -> Result<u8, Failure> {
             Some(args.access.open(&named, args.access.reading())?)
         }
     };
-    let wanted = Wanted::parse(&args.options)?;
+    let wanted = Wanted::parse(&args.options, None, None)?;
     let size = source.as_ref().map_or(0, cowshed_qcow::Image::size);
     let size = args.size.or(wanted.size).unwrap_or(size);
     let size = size

@@ -18,6 +18,7 @@ mod rebase;
 mod resize;
 mod secrets;
 mod snapshot;
+mod target;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -135,7 +135,18 @@ impl Access {
         self.open_file(&named.path, file, &options)
     }
 
-    /// The same of a file that is open already.
+    /// Opens an image alone, for what is neither the disk's bytes nor beneath it: no password is
+    /// needed.
+    pub(super) fn open_alone(&self, named: &Named, how: Use) -> Result<Image, Failure> {
+        let (file, format) = self.file(named, how)?;
+        let options = OpenOptions {
+            stay_locked: true,
+            ..self.options(named, format, how != Use::Write)
+        };
+        Ok(Image::open_over(&named.path, file, &options, None)?)
+    }
+
+    /// The same as [`open`](Self::open) of a file that is open already.
     pub(super) fn open_file(
         &self,
         path: &Path,

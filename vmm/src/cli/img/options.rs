@@ -22,7 +22,7 @@ Options of qcow2:
   refcount_bits=BITS      1, 2, 4, 8, 16, 32 or 64 (default 16)
   compression_type=TYPE   zlib (the default) or zstd
   extended_l2=on|off      parts of clusters are allocated apart; clusters of at least 16k
-  lazy_refcounts=on|off   other programs may keep refcounts late; cowshed never does
+  lazy_refcounts=on|off   refcounts are written late, and counted anew after a crash
   preallocation=MODE      off (the default), metadata, falloc or full
   encrypt.format=FORMAT   luks, or aes, which is weak and for old programs only
   encrypt.key-secret=NAME password of the image: the --object secret of that name
@@ -45,8 +45,12 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    /// Takes the values of all `-o`, which are joined.
-    pub(super) fn parse(options: &[String]) -> Result<Self, Failure> {
+    /// Takes the values of all `-o`, which are joined, and what flags say of a backing file.
+    pub(super) fn parse(
+        options: &[String],
+        backing: Option<&str>,
+        backing_format: Option<Format>,
+    ) -> Result<Self, Failure> {
         let mut wanted = Self::default();
         for (key, value) in options.iter().flat_map(|list| split(list)) {
             match key.as_str() {
@@ -59,6 +63,13 @@ impl Wanted {
                 _ => wanted.other.push((key, value)),
             }
         }
+        wanted.backing_file = backing.map(str::to_owned).or(wanted.backing_file);
+        wanted.backing_format = backing_format.or(wanted.backing_format);
+        if wanted.backing_file.is_some() && wanted.backing_format.is_none() {
+            return Err(Failure::Usage(
+                "name the backing file's format, with -F: it is never guessed".into(),
+            ));
+        }
         Ok(wanted)
     }
 
@@ -69,6 +80,12 @@ impl Wanted {
             .iter()
             .find(|(key, _)| key == "encrypt.key-secret");
         id.map(|(_, id)| find(objects, id)).transpose()
+    }
+
+    /// The files that a new image needs.
+    pub(super) fn files(&self) -> Result<Vec<String>, Failure> {
+        let data = self.data_file()?.map(|(name, _)| name);
+        Ok(self.backing_file.clone().into_iter().chain(data).collect())
     }
 
     /// Name of the file that has the data of a new image, and whether that is raw.
@@ -207,7 +224,7 @@ fn unknown(key: &str, format: &str) -> Failure {
 }
 
 pub(super) fn size(key: &str, value: &str) -> Result<u64, Failure> {
-    value::image_size(value).map_err(|error| bad(key, value, &error.to_string()))
+    value::size(value).map_err(|error| bad(key, value, &error.to_string()))
 }
 
 pub(super) fn number(key: &str, value: &str) -> Result<u32, Failure> {
@@ -278,10 +295,10 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_named() {
-        let wanted = Wanted::parse(&["cluster_sise=4k".to_owned()]).unwrap();
+        let wanted = Wanted::parse(&["cluster_sise=4k".to_owned()], None, None).unwrap();
         let error = wanted.qcow2(0, &[]).unwrap_err().to_string();
         assert!(error.contains("cluster_sise"), "{error}");
-        let wanted = Wanted::parse(&["preallocation=metadata".to_owned()]).unwrap();
+        let wanted = Wanted::parse(&["preallocation=metadata".to_owned()], None, None).unwrap();
         assert!(wanted.raw().is_err());
         assert_eq!(
             wanted.qcow2(0, &[]).unwrap().preallocation,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use cowshed_qcow::{Backing, Format, Image, OpenOptions, ops};
+use cowshed_qcow::{Backing, Format, ops};
 
 use super::open::{Access, Named};
 use super::{Failure, common, options, progress};
@@ -67,12 +67,9 @@ pub(super) fn run(args: &RebaseArgs) -> Result<u8, Failure> {
     let access = &args.access;
     let named = access.name(&args.image, args.format)?;
     if args.unsafe_rebase {
-        let (file, format) = access.file(&named, Use::Write)?;
-        let options = OpenOptions {
-            stay_locked: true,
-            ..access.options(&named, format, false)
-        };
-        Image::open_over(&named.path, file, &options, None)?.set_backing(backing)?;
+        access
+            .open_alone(&named, Use::Write)?
+            .set_backing(backing)?;
         return Ok(0);
     }
     let image = access.open(&named, Use::Write)?;

@@ -81,7 +81,7 @@ fn wanted(text: &str, old: u64) -> Result<u64, Failure> {
         Some((sign @ ("+" | "-"), digits)) => (sign, digits),
         _ => ("", text),
     };
-    let size = value::image_size(digits).map_err(|error| wrong(error.to_string()))?;
+    let size = value::size(digits).map_err(|error| wrong(error.to_string()))?;
     let size = match sign {
         "+" => old.checked_add(size),
         "-" => old.checked_sub(size),

@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use clap::Args;
-use cowshed_qcow::{Format, Image, NewSnapshot, OpenOptions, Selector, Snapshot};
+use cowshed_qcow::{Format, NewSnapshot, Selector, Snapshot};
 use jiff::{Timestamp, tz::TimeZone};
 
 use super::Failure;
@@ -63,13 +63,7 @@ pub(super) fn run(args: &SnapshotArgs) -> Result<u8, Failure> {
         access.reading()
     };
     let named = access.name(&args.image, args.format)?;
-    let (file, format) = access.file(&named, how)?;
-    // Neither the backing file nor the disk's bytes are read or written.
-    let options = OpenOptions {
-        stay_locked: true,
-        ..access.options(&named, format, !changes)
-    };
-    let image = Image::open_over(&named.path, file, &options, None)?;
+    let image = access.open_alone(&named, how)?;
     if let Some(which) = &args.apply {
         image.apply_snapshot(&Selector::IdOrName(which.clone()))?;
     } else if let Some(name) = &args.create {

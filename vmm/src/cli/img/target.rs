@@ -1,0 +1,108 @@
+//! New images, which get their names when they are whole.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cowshed_qcow::{
+    DataFile, FileStorage, Format, Image, OpenOptions, ResizeOptions, Storage, create,
+};
+
+use super::options::{self, Wanted};
+use super::secrets::SecretObject;
+use super::{Failure, open};
+use crate::disk::files::storage;
+use crate::disk::lock::{Use, lock};
+use crate::disk::new_file::NewFile;
+
+/// A new image. Dropped before it is published it leaves nothing behind.
+pub(super) struct Target {
+    path: PathBuf,
+    new: NewFile,
+}
+
+impl Target {
+    /// Makes a file that is to be `path`, if what is there can be replaced.
+    pub(super) fn begin(path: &Path, wanted: &Wanted) -> Result<Self, Failure> {
+        if path.exists() {
+            for name in wanted.files()? {
+                let itself = path.canonicalize().ok();
+                if options::beside(path, &name).canonicalize().ok() == itself {
+                    let text = format!("{name} would be replaced by the image that needs it");
+                    return Err(Failure::Usage(text));
+                }
+            }
+            // Nobody's image is replaced while it is used.
+            storage(path, Use::Write).map_err(|error| open::failed(path, error))?;
+        }
+        let new = NewFile::beside(path).map_err(failed(path))?;
+        Ok(Self {
+            path: path.to_owned(),
+            new,
+        })
+    }
+
+    /// Makes an image of the file.
+    pub(super) fn make(
+        &self,
+        format: Format,
+        wanted: &Wanted,
+        size: u64,
+        objects: &[SecretObject],
+    ) -> Result<Arc<dyn Storage>, Failure> {
+        let path = &self.path;
+        let storage = locked(path, self.new.try_clone().map_err(failed(path))?)?;
+        match format {
+            Format::Qcow2 => {
+                let mut options = wanted.qcow2(size, objects)?;
+                options.data_file = match wanted.data_file()? {
+                    None => None,
+                    Some((name, raw)) => Some(data_file(path, name, raw)?),
+                };
+                options.backing = wanted.backing_file.clone().zip(wanted.backing_format);
+                create(path, storage.clone(), &options)?;
+            }
+            Format::Raw => {
+                let options = ResizeOptions {
+                    shrink: false,
+                    preallocation: wanted.raw()?,
+                };
+                let raw = OpenOptions::new(Format::Raw);
+                Image::open_over(path, storage.clone(), &raw, None)?.resize(size, &options)?;
+            }
+        }
+        Ok(storage)
+    }
+
+    /// Gives the image its name.
+    pub(super) fn publish(self) -> Result<(), Failure> {
+        self.new.replace(&self.path).map_err(failed(&self.path))
+    }
+}
+
+/// The file for the data of the image at `path`: made, or emptied when that is made.
+fn data_file(path: &Path, name: String, raw: bool) -> Result<DataFile, Failure> {
+    let place = options::beside(path, &name);
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false) // Only when it is locked.
+        .open(&place)
+        .map_err(failed(&place))?;
+    let storage = locked(&place, file)?;
+    Ok(DataFile { name, raw, storage })
+}
+
+fn locked(path: &Path, file: File) -> Result<Arc<dyn Storage>, Failure> {
+    lock(&file, Use::Write).map_err(|error| failed(path)(io::Error::other(error)))?;
+    Ok(Arc::new(FileStorage::new(file)))
+}
+
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> Failure {
+    move |source| Failure::Create {
+        path: path.to_owned(),
+        source,
+    }
+}
