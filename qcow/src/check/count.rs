@@ -13,6 +13,8 @@ use super::window::{Counter, Place, Window};
 
 /// Most runs that are noted as overlapping: a bound on memory.
 const MAX_OVERLAPPING: usize = 1 << 16;
+/// Entries of an L2 table whose counters are fetched together.
+const AHEAD: usize = 64;
 
 /// Counts the references to the clusters of one window after the other.
 pub(super) struct Count<'a> {
@@ -238,12 +240,20 @@ impl<'a> Count<'a> {
         )
     }
 
-    fn l2_table(&mut self, findings: &mut Findings, table: &L2Table, bytes: &[u8]) {
+    fn l2_table(&mut self, findings: &mut Findings, table: &L2Table, all: &[u8]) {
         let (header, geometry) = (self.subject.header, self.subject.header.geometry);
         let active = table.index != INACTIVE;
         let entry_bytes = geometry.l2_entry() as usize;
         let mut next = None;
-        for (index, bytes) in bytes.chunks_exact(entry_bytes).enumerate() {
+        for (index, bytes) in all.chunks_exact(entry_bytes).enumerate() {
+            if index % AHEAD == 0 {
+                let ahead = all[index * entry_bytes..].chunks_exact(entry_bytes);
+                let offsets = ahead
+                    .take(AHEAD)
+                    .map(|b| Entry::read(b).descriptor & entry::OFFSET);
+                self.window
+                    .fetch(offsets.map(|offset| geometry.index(offset)));
+            }
             let entry = Entry::read(bytes);
             let value = entry.descriptor;
             if value == 0 && entry.bitmap == 0 {

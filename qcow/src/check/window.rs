@@ -109,6 +109,18 @@ impl Window {
         }
     }
 
+    /// Brings clusters' counters into the processor's cache. One after the other, between all that
+    /// is done with each, they would be waited for one by one; here the waits overlap.
+    pub(super) fn fetch(&mut self, clusters: impl Iterator<Item = u64>) {
+        let mut sum = 0_u32;
+        for cluster in clusters {
+            if let Place::Here(counter) = self.at(cluster) {
+                sum ^= counter.stored;
+            }
+        }
+        std::hint::black_box(sum);
+    }
+
     /// Each unit's first cluster, and its counters.
     pub(super) fn units(&mut self) -> impl Iterator<Item = (u64, &mut [Counter])> {
         let bits = self.unit_bits;
