@@ -8,15 +8,10 @@ use crate::extension::BACKING_FORMAT;
 use crate::header::{LAZY_REFCOUNTS, RAW_DATA};
 use crate::image::{Backing, Image};
 use crate::qcow2::Qcow2;
-use crate::snapshot::recount::Recount;
-use crate::snapshot::switch::Switch;
-use crate::snapshot::table::{Entry, Table};
 
 /// Autoclear features that stay true when the header alone changes: bitmaps, and data files that
 /// are raw images.
 const KNOWN_AUTOCLEAR: u64 = 0b11;
-/// Bytes of extra data that version 3 demands of a snapshot: sizes of its VM state and its disk.
-const SIZES: usize = 16;
 
 /// What an image is to be; `None` leaves it as it is.
 #[derive(Clone, Copy, Debug, Default)]
@@ -136,38 +131,10 @@ impl Qcow2 {
     }
 
     fn upgrade(&self) -> Result<()> {
-        let (header, file_len) = {
-            let tables = &self.state().tables;
-            (tables.header.clone(), tables.file_len)
-        };
-        let snapshots = Table::read(&self.host, &header, file_len)?;
-        let has_sizes = |entry: &Entry| entry.extra.len() >= SIZES;
-        if !snapshots.entries.iter().all(has_sizes) {
-            self.add_sizes(header.size)?;
-        }
+        self.alone()?.record_sizes()?;
         self.rewrite_header(|header| {
             header.version = 3;
             header.tail = vec![0; 8];
-        })
-    }
-
-    /// Writes into the snapshot table what version 2 could leave out.
-    fn add_sizes(&self, disk_size: u64) -> Result<()> {
-        let alone = self.alone()?;
-        let before = alone.before()?;
-        let mut entries = before.snapshots.entries.clone();
-        for entry in entries.iter_mut().filter(|entry| entry.extra.len() < SIZES) {
-            let described = entry.describe(disk_size);
-            let all = Entry::extra(described.vm_state_size, described.disk_size, None);
-            entry.extra = all.get(..SIZES).unwrap_or_default().to_vec();
-        }
-        let mut recount = Recount::new(self, before.file_len);
-        recount.drop_table(before.snapshots.clusters(self.geometry));
-        alone.switch(Switch {
-            recount,
-            shared: None,
-            disk: None,
-            snapshots: Some(entries),
         })
     }
 

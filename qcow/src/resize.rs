@@ -61,6 +61,7 @@ impl Image {
             if qcow2.size() != old {
                 continue; // Another resize was faster.
             }
+            alone.record_sizes()?;
             return if size < old {
                 alone.shrink(size)
             } else {

@@ -15,6 +15,7 @@ use cowshed_qcow::{
     OpenOptions, Storage, create,
 };
 use support::check::check;
+use support::lab::cut_extra_data;
 use support::model::{Ops, content, perform};
 use support::storages::{CrashStorage, FaultStorage, crashes};
 use support::{Files, Random, have_qemu, qemu_content, qemu_img, qemu_io};
@@ -283,14 +284,7 @@ fn old_snapshots_get_their_sizes() {
     qemu_io(folder, "disk", &["write -P 5 0 100k".into()]);
     qemu_img(folder, &["snapshot", "-c", "first", "disk"]);
     let path = folder.join("disk");
-    let mut bytes = std::fs::read(&path).unwrap();
-    let at = u64::from_be_bytes(bytes[64..72].try_into().unwrap()) as usize;
-    let extra = u32::from_be_bytes(bytes[at + 36..at + 40].try_into().unwrap()) as usize;
-    assert!(extra >= 16);
-    bytes.resize(bytes.len() + 512, 0);
-    bytes[at + 36..at + 40].fill(0);
-    bytes.copy_within(at + 40 + extra..at + 40 + extra + 16, at + 40);
-    std::fs::write(&path, &bytes).unwrap();
+    cut_extra_data(&path, &[0]);
     open(&path).amend(&to_version(3)).unwrap();
     qemu_img(folder, &["check", "-q", "-f", "qcow2", "disk"]);
     let bytes = std::fs::read(&path).unwrap();

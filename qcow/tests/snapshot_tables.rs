@@ -9,10 +9,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use cowshed_qcow::{Image, MemoryStorage, NewSnapshot, Selector};
-use support::lab::{Lab, NAME, bytes_of, file, new_image, options};
+use cowshed_qcow::{Image, MemoryStorage, NewSnapshot, Preallocation, ResizeOptions, Selector};
+use support::lab::{Lab, NAME, bytes_of, cut_extra_data, file, new_image, options};
 use support::model::{Op, Ops, content};
-use support::{Random, have_qemu, qemu_content, qemu_img, qemu_io};
+use support::{Files, Random, have_qemu, qemu_content, qemu_img, qemu_io};
 
 /// What QEMU says a snapshot's content is.
 fn qemu_snapshot(folder: &Path, id: &str) -> Vec<u8> {
@@ -219,6 +219,59 @@ fn extra_data_is_kept() {
             .apply_snapshot(&Selector::Name(listed.name))
             .unwrap();
         assert!(content(&lab.image) == lab.snapshots[0].1);
+    }
+}
+
+/// A snapshot that does not say its disk's size has that of the disk today. It keeps that when the
+/// disk gets another one, by a resize or another snapshot; QEMU's would follow and lose data.
+#[test]
+fn sizes_that_were_not_recorded() {
+    if !have_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let path = folder.join(NAME);
+    let open = || Image::open(&path, &options(), &Files::default()).unwrap();
+    let resize = |size: u64| {
+        let shrink = true;
+        let preallocation = Preallocation::Off;
+        let options = ResizeOptions {
+            shrink,
+            preallocation,
+        };
+        open().resize(size, &options).unwrap();
+        assert_eq!(open().size(), size);
+    };
+    let assert_kept = || {
+        qemu_img(folder, &["check", "-q", "-f", "qcow2", NAME]);
+        assert_eq!(open().snapshots().unwrap()[0].disk_size, 1 << 20);
+        std::fs::copy(&path, folder.join("copy")).unwrap();
+        qemu_img(folder, &["snapshot", "-a", "1", "copy"]);
+        assert!(qemu_content(folder, "copy", "qcow2") == vec![5; 1 << 20]);
+    };
+    for extra in [0, 8] {
+        let make = || {
+            qemu_img(folder, &["create", "-q", "-f", "qcow2", NAME, "1M"]);
+            qemu_io(folder, NAME, &["write -P 5 0 1M".into()]);
+            qemu_img(folder, &["snapshot", "-c", "one", NAME]);
+        };
+        for size in [512 << 10, 2 << 20] {
+            make();
+            cut_extra_data(&path, &[extra]);
+            resize(size);
+            assert_kept();
+        }
+        make();
+        resize(2 << 20);
+        qemu_img(folder, &["snapshot", "-c", "two", NAME]);
+        resize(1 << 20);
+        cut_extra_data(&path, &[extra, 16]);
+        open()
+            .apply_snapshot(&Selector::Name("two".into()))
+            .unwrap();
+        assert_eq!(open().size(), 2 << 20);
+        assert_kept();
     }
 }
 

@@ -4,7 +4,7 @@ use crate::addr::be64;
 use crate::entry;
 use crate::error::{Result, Violation};
 use crate::header::Encryption;
-use crate::snapshot::table::Table;
+use crate::snapshot::table::{SIZES, Table};
 
 use super::Subject;
 use super::report::{Findings, Problem};
@@ -16,9 +16,6 @@ const MAX_SPANS: u64 = 256 << 20;
 /// Most L1 entries that are kept before they are merged, and after it.
 const MAX_RAW_TABLES: usize = 8 << 20;
 const MAX_TABLES: usize = 6 << 20;
-
-/// The least extra data of a snapshot in version 3: sizes of the VM state and of the disk.
-const EXTRA_OF_V3: usize = 16;
 
 /// A table that lies in clusters of its own.
 pub(super) struct Span {
@@ -241,8 +238,8 @@ impl Survey {
         self.span("snapshot table", header.snapshots_offset, snapshots.len);
         for (at, snapshot) in snapshots.placed() {
             let extra = snapshot.extra.len();
-            if header.version >= 3 && extra < EXTRA_OF_V3 {
-                let expected = format!("at least {EXTRA_OF_V3} in version 3");
+            if header.version >= 3 && extra < SIZES {
+                let expected = format!("at least {SIZES} in version 3");
                 findings.add(Problem::Snapshot, || {
                     Violation::new("extra_data_size of a snapshot", at + 36, extra, expected)
                 });

@@ -16,6 +16,7 @@ impl Image {
     pub fn apply_snapshot(&self, which: &Selector) -> Result<()> {
         let qcow2 = self.with_snapshots()?;
         let alone = qcow2.alone()?;
+        alone.record_sizes()?;
         let mut before = alone.before()?;
         let index = before.snapshots.find(&qcow2.host, which)?;
         let entry = before.snapshots.entries.swap_remove(index);

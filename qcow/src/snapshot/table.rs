@@ -16,6 +16,8 @@ const MAX_EXTRA: u64 = 1024;
 const FIXED: u64 = 40;
 /// Bytes that are read at a time.
 const CHUNK: u64 = 64 << 10;
+/// Bytes of extra data that have the sizes of VM state and disk: version 3 demands them.
+pub(crate) const SIZES: usize = 16;
 /// What the extra data has for a guest whose instructions are not counted.
 const NO_ICOUNT: u64 = u64::MAX;
 

@@ -233,3 +233,26 @@ pub fn file(folder: &Path) -> Arc<dyn Storage> {
     let file = options.read(true).write(true).open(folder.join(NAME));
     Arc::new(FileStorage::new(file.unwrap()))
 }
+
+/// Cuts the extra data of an image's snapshots to so many bytes each: what old programs wrote says
+/// less than what QEMU writes.
+pub fn cut_extra_data(path: &Path, lens: &[usize]) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let table = u64::from_be_bytes(bytes[64..72].try_into().unwrap()) as usize;
+    let (mut at, mut entries) = (table, Vec::new());
+    for &len in lens {
+        let number = |at: usize| usize::from(bytes[at]) << 8 | usize::from(bytes[at + 1]);
+        let extra = number(at + 38);
+        assert!(extra >= len);
+        let text = at + 40 + extra;
+        let end = text + number(at + 12) + number(at + 14);
+        entries.extend(&bytes[at..at + 36]);
+        entries.extend((len as u32).to_be_bytes());
+        entries.extend(&bytes[at + 40..at + 40 + len]);
+        entries.extend(&bytes[text..end]);
+        entries.resize(entries.len().next_multiple_of(8), 0);
+        at = end.next_multiple_of(8);
+    }
+    bytes[table..table + entries.len()].copy_from_slice(&entries);
+    std::fs::write(path, bytes).unwrap();
+}
