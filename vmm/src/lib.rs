@@ -19,4 +19,5 @@ pub mod report;
 pub mod session;
 mod stderr;
 pub mod terminal;
+mod threads;
 pub mod vcpu;

@@ -23,6 +23,7 @@ use crate::fallback::{self, Fallback};
 use crate::host::Virtualization;
 use crate::irq::Interrupts;
 use crate::pci::{ConfigPorts, Ecam, PciBus};
+use crate::threads::Workers;
 use crate::vcpu::{self, Running, Vcpu};
 use crate::{acpi, boot, cpu, firmware, layout, memory};
 
@@ -180,7 +181,12 @@ impl Machine {
     /// Plugs a virtio device into the next PCI slot.
     pub fn add_virtio(&mut self, device: Box<dyn VirtioDevice>) -> Result<(), Error> {
         let plug = |source| Error::Io("plug in a virtio device", source);
-        let function = VirtioPci::new(device, self.memory.clone(), self.interrupts.router());
+        let function = VirtioPci::new(
+            device,
+            self.memory.clone(),
+            self.interrupts.router(),
+            Arc::new(Workers),
+        );
         self.pci.plug(function.map_err(plug)?).map_err(plug)
     }
 

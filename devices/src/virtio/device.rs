@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::Memory;
 use super::link::DriverLink;
 use super::queue::VirtQueue;
+use crate::threads::Threads;
 
 /// What a driver has agreed on when it starts a device.
 pub struct Activation {
@@ -17,6 +18,8 @@ pub struct Activation {
     pub queues: Vec<Option<VirtQueue>>,
     /// The way to the driver beside the queues.
     pub link: Arc<DriverLink>,
+    /// Who makes the device's threads.
+    pub threads: Arc<dyn Threads>,
 }
 
 impl Activation {

@@ -10,6 +10,7 @@ use super::device::{Activation, VirtioDevice};
 use super::queue::{self, VirtQueue};
 use super::worker::{Stop, Worker};
 use crate::poll;
+use crate::threads::Kind;
 
 const QUEUE_SIZE: u16 = 64;
 /// Most bytes that one request gets. A driver asks again for more.
@@ -55,12 +56,18 @@ impl VirtioDevice for Rng {
         let Some(mut queue) = activation.take_queue(0) else {
             return Ok(());
         };
-        let Activation { memory, link, .. } = activation;
-        self.worker = Some(Worker::spawn("rng".into(), move |stop| {
+        let Activation {
+            memory,
+            link,
+            threads,
+            ..
+        } = activation;
+        let work = move |stop| {
             if let Err(error) = serve(&mut queue, &memory, &stop) {
                 link.fail(&error);
             }
-        })?);
+        };
+        self.worker = Some(Worker::spawn(&*threads, Kind::Entropy, "rng".into(), work)?);
         Ok(())
     }
 

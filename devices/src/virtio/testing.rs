@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
@@ -17,6 +18,7 @@ use super::pci::VirtioPci;
 use crate::pci::PciFunction;
 use crate::pci::msix::{MsiMessage, MsiRouter};
 use crate::poll;
+use crate::threads::{Kind, Threads};
 
 /// Each of the two regions of guest memory: they follow each other in the guest only.
 const REGION: u64 = 8 << 20;
@@ -45,6 +47,20 @@ impl MsiRouter for Router {
     fn detach(&self, vector: u16, _: &EventFd) -> io::Result<()> {
         self.0.lock().unwrap().remove(&vector);
         Ok(())
+    }
+}
+
+/// Threads that may do anything.
+pub(crate) struct Plain;
+
+impl Threads for Plain {
+    fn spawn(
+        &self,
+        _: Kind,
+        name: String,
+        work: Box<dyn FnOnce() + Send>,
+    ) -> io::Result<JoinHandle<()>> {
+        std::thread::Builder::new().name(name).spawn(work)
     }
 }
 
@@ -79,7 +95,8 @@ impl Driver {
         let regions = [0, REGION].map(|base| (GuestAddress(base), REGION as usize));
         let memory = Memory::from_ranges(&regions).unwrap();
         let router = Arc::<Router>::default();
-        let function = VirtioPci::new(device, memory.clone(), router.clone()).unwrap();
+        let function =
+            VirtioPci::new(device, memory.clone(), router.clone(), Arc::new(Plain)).unwrap();
         Self {
             function,
             memory,

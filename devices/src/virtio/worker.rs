@@ -3,9 +3,11 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::threads::{Kind, Threads};
 
 /// Tells a thread to end.
 pub(crate) struct Stop {
@@ -34,6 +36,8 @@ pub(crate) struct Worker {
 impl Worker {
     /// Starts `work` on a thread of that name; `work` returns when its argument is set.
     pub(crate) fn spawn(
+        threads: &dyn Threads,
+        kind: Kind,
         name: String,
         work: impl FnOnce(Stop) + Send + 'static,
     ) -> io::Result<Self> {
@@ -43,7 +47,7 @@ impl Worker {
             event: event.try_clone()?,
             flag: Arc::clone(&flag),
         };
-        let thread = Builder::new().name(name).spawn(move || work(theirs))?;
+        let thread = threads.spawn(kind, name, Box::new(move || work(theirs)))?;
         Ok(Self {
             stop: Stop { event, flag },
             thread: Some(thread),

@@ -13,6 +13,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use super::disk::Disk;
 use super::request::{MAX_RANGE_SECTORS, MAX_RANGES, SECTOR};
 use super::worker::Service;
+use crate::threads::Kind;
 use crate::virtio::device::{Activation, VirtioDevice, feature};
 use crate::virtio::worker::Worker;
 
@@ -157,11 +158,13 @@ impl VirtioDevice for Block {
             write_through: !flushes && !self.options.never_sync,
         };
         let link = activation.link;
-        self.worker = Some(Worker::spawn(self.options.name.clone(), move |stop| {
+        let work = move |stop| {
             if let Err(error) = service.run(&mut queue, &stop) {
                 link.fail(&error);
             }
-        })?);
+        };
+        let name = self.options.name.clone();
+        self.worker = Some(Worker::spawn(&*activation.threads, Kind::Disk, name, work)?);
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 use super::Port;
 use super::hub::{ConsoleHandle, Hub};
 use super::service::Service;
+use crate::threads::Kind;
 use crate::virtio::device::{Activation, VirtioDevice, feature};
 use crate::virtio::worker::Worker;
 
@@ -82,15 +83,17 @@ impl VirtioDevice for Console {
     fn activate(&mut self, activation: Activation) -> io::Result<()> {
         let multiport = activation.has(F_MULTIPORT);
         let link = Arc::clone(&activation.link);
+        let threads = Arc::clone(&activation.threads);
         let mut service = Service::new(Arc::clone(&self.hub), activation, multiport);
         let hub = Arc::clone(&self.hub);
         hub.set_running(true);
-        let worker = Worker::spawn("console".into(), move |stop| {
+        let work = move |stop| {
             if let Err(error) = service.run(&stop) {
                 link.fail(&error);
             }
             hub.set_running(false);
-        });
+        };
+        let worker = Worker::spawn(&*threads, Kind::Console, "console".into(), work);
         if worker.is_err() {
             self.hub.set_running(false);
         }

@@ -12,6 +12,7 @@ use virtio_queue::{Queue, QueueState, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::layout::COMMON_LEN;
+use crate::threads::Threads;
 use crate::virtio::Memory;
 use crate::virtio::device::{Activation, VirtioDevice, feature};
 use crate::virtio::link::DriverLink;
@@ -60,6 +61,7 @@ pub(super) struct Common {
     memory: Memory,
     link: Arc<DriverLink>,
     doorbells: Arc<[EventFd]>,
+    threads: Arc<dyn Threads>,
 }
 
 impl Common {
@@ -69,6 +71,7 @@ impl Common {
         memory: Memory,
         link: Arc<DriverLink>,
         doorbells: Arc<[EventFd]>,
+        threads: Arc<dyn Threads>,
     ) -> Self {
         let state = State::new(&queue_sizes);
         Self {
@@ -78,6 +81,7 @@ impl Common {
             memory,
             link,
             doorbells,
+            threads,
         }
     }
 
@@ -251,6 +255,7 @@ impl Common {
             memory: self.memory.clone(),
             features,
             link: Arc::clone(&self.link),
+            threads: Arc::clone(&self.threads),
         };
         self.device.activate(activation)
     }

@@ -11,6 +11,7 @@ use super::link::DriverLink;
 use crate::pci::configuration::{self, Configuration, Identity};
 use crate::pci::msix::{self, MsiRouter, Msix};
 use crate::pci::{BarMapping, Doorbell, PciFunction};
+use crate::threads::Threads;
 use common::Common;
 use layout::Capabilities;
 
@@ -47,7 +48,7 @@ pub struct VirtioPci {
 
 impl VirtioPci {
     /// Makes a function of `device`: one vector for each queue and one for configuration
-    /// changes, delivered through `router`.
+    /// changes, delivered through `router`. Its threads come from `threads`.
     ///
     /// # Errors
     /// No file descriptors left, or the device has over 255 queues or 512 bytes of
@@ -56,6 +57,7 @@ impl VirtioPci {
         device: Box<dyn VirtioDevice>,
         memory: Memory,
         router: Arc<dyn MsiRouter>,
+        threads: Arc<dyn Threads>,
     ) -> io::Result<Arc<Self>> {
         let queue_sizes = device.queue_sizes();
         let (queues, config) = (queue_sizes.len(), device.config().len());
@@ -87,6 +89,7 @@ impl VirtioPci {
             memory,
             Arc::clone(&link),
             Arc::clone(&doorbells),
+            threads,
         );
         Ok(Arc::new(Self {
             configuration: Mutex::new(configuration),

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::virtio::device::Activation;
 use crate::virtio::rng::Rng;
-use crate::virtio::testing::{Driver, EVENT_IDX, Router, VERSION_1, WRITE};
+use crate::virtio::testing::{Driver, EVENT_IDX, Plain, Router, VERSION_1, WRITE};
 
 /// A device that counts how often it is started and stopped.
 #[derive(Default)]
@@ -328,7 +328,7 @@ proptest! {
     fn any_access_is_survived(accesses in proptest::collection::vec(access(), 0..200)) {
         let memory = Memory::from_ranges(&[(vm_memory::GuestAddress(0), 0x10_0000)]).unwrap();
         let router = Arc::<Router>::default();
-        let function = VirtioPci::new(Box::new(Rng::new()), memory, router).unwrap();
+        let function = VirtioPci::new(Box::new(Rng::new()), memory, router, Arc::new(Plain)).unwrap();
         for access in accesses {
             match access {
                 Access::ConfigWrite(at, data) => function.config_write(at, &data),
