@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
-use crate::sync::{Condvar, Mutex, MutexGuard};
+use crate::sync::{Mutex, MutexGuard, Signal};
 
 /// Counts the requests that run, by the epoch in which they began.
 #[derive(Debug, Default)]
 pub(crate) struct Pins {
     state: Mutex<State>,
     /// Signalled when the last request of an epoch has ended.
-    ended: Condvar,
+    ended: Signal,
 }
 
 #[derive(Debug, Default)]
@@ -67,10 +67,7 @@ impl Pins {
         let epoch = self.advance();
         let mut state = self.state();
         while !state.drained(epoch) {
-            state = self
-                .ended
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = self.ended.wait(state);
         }
     }
 }

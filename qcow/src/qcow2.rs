@@ -19,7 +19,7 @@ use crate::reference::Link;
 use crate::snapshot::Selector;
 use crate::storage::Storage;
 use crate::sync::atomic::{AtomicU64, Ordering};
-use crate::sync::{Condvar, Mutex, MutexGuard};
+use crate::sync::{Mutex, MutexGuard, Signal};
 use crate::writing::Writing;
 
 /// One open qcow2 file.
@@ -38,7 +38,7 @@ pub(crate) struct Qcow2 {
     /// Data is read and written without this lock.
     state: Mutex<State>,
     /// Signalled when an allocation or a flush ends.
-    changed: Condvar,
+    changed: Signal,
     /// Held while a key slot changes, which may take seconds.
     pub(crate) key_slots: Mutex<()>,
     pub(crate) pins: Arc<Pins>,
@@ -163,7 +163,7 @@ impl Qcow2 {
                 tables,
                 writing: None,
             }),
-            changed: Condvar::new(),
+            changed: Signal::default(),
             key_slots: Mutex::default(),
             pins: Arc::default(),
         })
@@ -212,9 +212,7 @@ impl Qcow2 {
 
     /// Waits for an allocation or a flush to end.
     pub(crate) fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        self.changed
-            .wait(state)
-            .unwrap_or_else(PoisonError::into_inner)
+        self.changed.wait(state)
     }
 
     /// Wakes those who [`wait`](Self::wait).
