@@ -3,8 +3,10 @@
 use std::fmt;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 /// What ended the guest, as the machine saw it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ending {
     /// ACPI soft off.
     PowerOff,
@@ -31,7 +33,7 @@ impl fmt::Display for Ending {
 }
 
 /// KVM ended a vCPU's run in a way that the VMM cannot mend.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GaveUp {
     /// What KVM reported.
     pub what: String,
@@ -42,7 +44,7 @@ pub struct GaveUp {
     /// The bytes there, if KVM gave them.
     pub bytes: Vec<u8>,
     /// What the user can do.
-    pub remedy: &'static str,
+    pub remedy: String,
 }
 
 impl fmt::Display for GaveUp {

@@ -11,6 +11,7 @@ use cowshed_devices::legacy::i8042::{self, I8042};
 use cowshed_devices::legacy::pvpanic::{self, PvPanic};
 use cowshed_devices::legacy::serial::{self, Serial};
 use cowshed_devices::legacy::{EventSink, MachineEvent};
+use cowshed_devices::threads::Threads;
 use cowshed_devices::virtio::device::VirtioDevice;
 use cowshed_devices::virtio::pci::VirtioPci;
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
@@ -23,7 +24,6 @@ use crate::fallback::{self, Fallback};
 use crate::host::Virtualization;
 use crate::irq::Interrupts;
 use crate::pci::{ConfigPorts, Ecam, PciBus};
-use crate::threads::Workers;
 use crate::vcpu::{self, Running, Vcpu};
 use crate::{acpi, boot, cpu, firmware, layout, memory};
 
@@ -81,6 +81,7 @@ pub struct Machine {
     pci: PciBus,
     entry: Option<boot::Entry>,
     end: EndSink,
+    threads: Arc<dyn Threads>,
 }
 
 /// A machine whose guest runs.
@@ -95,8 +96,8 @@ pub struct RunningMachine {
 
 impl Machine {
     /// An empty machine with the legacy devices that Linux expects. Endings go to `end`, from the
-    /// vCPUs' threads; the first one counts.
-    pub fn new(config: Config, end: EndSink) -> Result<Self, Error> {
+    /// vCPUs' threads; the first one counts. `threads` makes the devices' threads.
+    pub fn new(config: Config, end: EndSink, threads: Arc<dyn Threads>) -> Result<Self, Error> {
         if config.cpus == 0 || config.cpus > layout::MAX_CPUS {
             return Err(Error::Cpus(config.cpus));
         }
@@ -138,6 +139,7 @@ impl Machine {
             pci,
             entry: None,
             end,
+            threads,
         };
         machine.add_legacy_devices()?;
         Ok(machine)
@@ -185,7 +187,7 @@ impl Machine {
             device,
             self.memory.clone(),
             self.interrupts.router(),
-            Arc::new(Workers),
+            self.threads.clone(),
         );
         self.pci.plug(function.map_err(plug)?).map_err(plug)
     }

@@ -1,8 +1,19 @@
 use std::sync::mpsc;
+use std::thread::JoinHandle;
 
+use cowshed_devices::threads::Kind;
 use cowshed_devices::virtio::rng::Rng;
 
 use super::*;
+
+/// Makes the threads of devices that no driver starts.
+struct NoThreads;
+
+impl Threads for NoThreads {
+    fn spawn(&self, _: Kind, _: String, _: Box<dyn FnOnce() + Send>) -> io::Result<JoinHandle<()>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
 
 /// A machine without a kernel: the first vCPU finds nothing to run at its reset vector, others wait
 /// to be called. None, and a word about it, where there is no KVM.
@@ -16,7 +27,7 @@ fn machine(cpus: u8, end: EndSink) -> Option<Machine> {
         cpus,
         virtualization: Virtualization::of_host(),
     };
-    let mut machine = Machine::new(config, end).unwrap();
+    let mut machine = Machine::new(config, end, Arc::new(NoThreads)).unwrap();
     machine.add_virtio(Box::new(Rng::new())).unwrap();
     Some(machine)
 }

@@ -183,18 +183,18 @@ impl Vcpu {
         Some(self.gave_up_at(what, bytes, remedy))
     }
 
-    fn gave_up(&self, what: String, remedy: &'static str) -> Ending {
+    fn gave_up(&self, what: String, remedy: &str) -> Ending {
         self.gave_up_at(what, Vec::new(), remedy)
     }
 
-    fn gave_up_at(&self, what: String, bytes: Vec<u8>, remedy: &'static str) -> Ending {
+    fn gave_up_at(&self, what: String, bytes: Vec<u8>, remedy: &str) -> Ending {
         let rip = self.fd.get_regs().map_or(0, |regs| regs.rip);
         Ending::Kvm(GaveUp {
             what,
             cpu: self.index,
             rip,
             bytes,
-            remedy,
+            remedy: remedy.to_owned(),
         })
     }
 }

@@ -281,13 +281,30 @@ impl Disks {
         })
     }
 
-    /// Makes what stays durable, after the guest has ended; keeps the first throwaway overlay if
-    /// the run `failed` and that was asked for. Returns the size of all overlay files in bytes.
+    /// The overlay that may get a name in the end, if one was asked for.
+    ///
+    /// # Errors
+    /// No file descriptor is left.
+    pub fn keeper(&self) -> Result<Option<Keeper>, Error> {
+        let Some(path) = self.keep.clone() else {
+            return Ok(None);
+        };
+        let first = self.opened.iter().find_map(|opened| match &opened.overlay {
+            Kind::Throwaway(file) => Some(file),
+            Kind::None | Kind::Named => None,
+        });
+        match first.map(File::try_clone).transpose() {
+            Ok(file) => Ok(file.map(|file| Keeper { file, path })),
+            Err(source) => Err(Error::Keep { path, source }),
+        }
+    }
+
+    /// Makes what stays durable, after the guest has ended; `keep`: also makes whole what
+    /// [`Self::keeper`] keeps. Returns the size of all overlay files in bytes.
     ///
     /// # Errors
     /// Something cannot be written.
-    pub fn close(self, failed: bool) -> Result<Option<u64>, Error> {
-        let mut keep = self.keep.filter(|_| failed);
+    pub fn close(self, keep: bool) -> Result<Option<u64>, Error> {
         let mut size = None;
         for opened in self.opened {
             let image = opened.disk.image();
@@ -295,19 +312,32 @@ impl Disks {
                 Kind::None | Kind::Named if image.read_only() => {}
                 // What its bitmaps missed would be missing from a backup.
                 Kind::None | Kind::Named => image.store_bitmaps()?,
-                Kind::Throwaway(file) => {
-                    if let Some(path) = keep.take() {
-                        image.flush()?;
-                        new_file::keep(file, &path)
-                            .map_err(|source| Error::Keep { path, source })?;
-                    }
-                }
+                Kind::Throwaway(_) if keep => image.flush()?,
+                Kind::Throwaway(_) => {}
             }
             if !matches!(opened.overlay, Kind::None) {
                 size = Some(size.unwrap_or(0_u64).saturating_add(image.file_len()?));
             }
         }
         Ok(size)
+    }
+}
+
+/// A second handle on the first throwaway overlay, and the name that it is to get if the run fails.
+#[derive(Debug)]
+pub struct Keeper {
+    file: File,
+    path: PathBuf,
+}
+
+impl Keeper {
+    /// Gives the overlay its name, after [`Disks::close`].
+    ///
+    /// # Errors
+    /// It cannot have it.
+    pub fn keep(self) -> Result<(), Error> {
+        let Self { file, path } = self;
+        new_file::keep(&file, &path).map_err(|source| Error::Keep { path, source })
     }
 }
 

@@ -459,9 +459,15 @@ fn the_first_throwaway_overlay_is_kept_when_the_run_fails() {
         first(&disks).write(MIB, &[9; 512]).unwrap();
         disks
     };
-    write().close(false).unwrap();
+    let disks = write();
+    let keeper = disks.keeper().unwrap();
+    disks.close(false).unwrap();
+    drop(keeper);
     assert!(!kept.exists());
-    write().close(true).unwrap();
+    let disks = write();
+    let keeper = disks.keeper().unwrap().unwrap();
+    disks.close(true).unwrap();
+    keeper.keep().unwrap();
     run_tool("qemu-img", &["check", "-q", text(&kept)]);
     run_tool(
         "qemu-io",

@@ -1,40 +1,31 @@
-//! One run, from its configuration to its report: builds the machine, then waits for whatever
-//! comes first: a status, an ending, a signal, a deadline.
+//! One run, from its configuration to its report: opens what it needs, has the machine's process
+//! started, then waits for whatever comes first: a status, an ending, a signal, a deadline.
 
-mod console;
-mod guest;
-mod input;
 mod job;
-mod screen;
 mod signals;
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
-use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cowshed_devices::virtio::block::{Block, BlockStats, Options};
-use cowshed_devices::virtio::console::{Console as ConsoleDevice, ConsoleHandle, Port};
-use cowshed_devices::virtio::rng::Rng;
-use cowshed_guest_protocol::{CONTROL_PORT, STDERR_PORT, STDIN_PORT, STDOUT_PORT};
-
 use crate::config;
-use crate::disk::{self, Disks};
+use crate::disk::{self, Keeper};
 use crate::exit::Ending;
+use crate::guest;
 use crate::host::Virtualization;
-use crate::machine::{self, Machine, RunningMachine};
+use crate::machine;
+use crate::monitor::link::{Closed, Link, Order, Told};
+use crate::monitor::process::Process;
+use crate::monitor::{self, Parts, User};
 use crate::report::{Measures, Outcome, Report, chain};
 use crate::stderr::Stderr;
 use crate::terminal;
-use console::Console;
 use job::{Conversation, Job};
-use screen::{Closer, Screen};
-use signals::Patience;
+use signals::{Blocked, Patience};
 
 /// How long a guest may take to say hello, by the kind of host.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -52,8 +43,6 @@ const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error(transparent)]
-    Machine(#[from] machine::Error),
-    #[error(transparent)]
     Disk(#[from] disk::Error),
     #[error(transparent)]
     Guest(#[from] guest::Error),
@@ -65,12 +54,11 @@ enum Error {
 
 /// What can happen to a run.
 enum Event {
-    Ending(Ending),
-    ConsolePanic,
+    Told(Told),
+    /// The machine's process is gone, or out of its mind.
+    Gone,
     Job(job::Event),
     Signal(u8),
-    Escape,
-    Drained,
 }
 
 /// Runs one guest to its end.
@@ -82,22 +70,20 @@ pub fn run(config: &config::Run) -> Report {
     }
 }
 
-/// A run whose guest has started.
+/// A run whose machine is being started or runs.
 struct Session<'a> {
     config: &'a config::Run,
     begin: Instant,
-    /// When the guest must have said hello.
-    boot_deadline: Instant,
+    /// When the guest must have said hello, once it runs.
+    boot_deadline: Option<Instant>,
     boot_timeout: Duration,
     run_deadline: Instant,
     events: Receiver<Event>,
     sender: Sender<Event>,
-    machine: RunningMachine,
-    disks: Disks,
-    stats: Vec<Arc<BlockStats>>,
-    console: Console,
-    screen: Option<Closer>,
-    streams: Option<ConsoleHandle>,
+    /// None once it is known to have ended.
+    process: Option<Process>,
+    link: Link<Order, Told>,
+    keeper: Option<Keeper>,
     conversation: Option<Conversation>,
     terminal: Option<terminal::RawMode>,
     measures: Measures,
@@ -107,113 +93,95 @@ struct Session<'a> {
 
 impl<'a> Session<'a> {
     fn start(config: &'a config::Run, begin: Instant) -> Result<Self, Error> {
-        let (sender, events) = mpsc::channel();
+        let io = |what| move |source| Error::Io(what, source);
         let virtualization = Virtualization::of_host();
         // Disks before the kernel, which may take minutes to make: mistakes show at once.
         let disks = disk::open(config, guest::root_image(config)?.as_deref())?;
+        let keeper = disks.keeper()?;
         let guest = guest::prepare(config, virtualization)?;
-
-        // Before any other thread, which inherits that these are blocked; but not before guests are
-        // made, which takes minutes that Ctrl-C should end.
-        let signal_sender = sender.clone();
-        signals::forward(move |number| {
-            let _ = signal_sender.send(Event::Signal(number));
-        })
-        .map_err(|source| Error::Io("watch for signals", source))?;
-
+        let console_log = open_console_log(config)?;
+        let is_terminal = config.command.is_none() && io::stdin().is_terminal();
+        let (control, user) = match &config.command {
+            None => {
+                let terminal = is_terminal;
+                (None, User::Console { terminal })
+            }
+            Some(_) => {
+                let pair = UnixStream::pair();
+                let (ours, theirs) = pair.map_err(io("make the control port"))?;
+                (Some(ours), User::Command(theirs.into()))
+            }
+        };
         let suited = match virtualization {
             Virtualization::Hardware => MEMORY,
             Virtualization::Emulated => MEMORY_EMULATED,
         };
-        let end = sender.clone();
-        let mut machine = Machine::new(
-            machine::Config {
-                memory: config.memory.unwrap_or(suited),
-                cpus: config.cpus,
-                virtualization,
-            },
-            Arc::new(move |ending| {
-                let _ = end.send(Event::Ending(ending));
-            }),
-        )?;
-        let screen = config.command.is_none().then(Screen::new).transpose();
-        let screen = screen.map_err(|source| Error::Io("use standard output", source))?;
-        let (screen, closer) = screen.unzip();
-        let console = open_console(config, screen, sender.clone())?;
-        let serial = machine.add_serial(Box::new(console.clone()))?;
-        let mut stats = Vec::new();
-        for disk in disks.devices() {
-            let counters = Arc::new(BlockStats::default());
-            let options = Options {
-                name: format!("blk{}", stats.len()),
-                never_sync: disk.never_sync,
-            };
-            let device = Block::new(disk.disk.clone(), options, counters.clone());
-            stats.push(counters);
-            machine.add_virtio(Box::new(device))?;
+        let machine = machine::Config {
+            memory: config.memory.unwrap_or(suited),
+            cpus: config.cpus,
+            virtualization,
+        };
+        // Not before guests are made, which takes minutes that Ctrl-C should end.
+        let signals = Blocked::new().map_err(io("watch for signals"))?;
+        let mut parts = Some(Parts {
+            begin,
+            machine,
+            guest,
+            disks,
+            console_log,
+            user,
+        });
+        let started = Process::start(|link| {
+            if let Some(parts) = parts.take() {
+                monitor::run(parts, link);
+            }
+        });
+        let (process, link) = started.map_err(io("make the machine's process"))?;
+        // All of it is that process's now. The images here must not write when they are let go; their
+        // locks last until we end.
+        if let Some(Parts { disks, .. }) = parts {
+            std::mem::forget(disks);
         }
-        let mut streams = None;
-        let mut conversation = None;
-        if let Some(command) = &config.command {
-            let (ours, theirs) =
-                UnixStream::pair().map_err(|source| Error::Io("make the control port", source))?;
-            let (device, handle) = ConsoleDevice::new(ports(theirs)?)
-                .map_err(|source| Error::Io("make the guest's streams", source))?;
-            machine.add_virtio(Box::new(device))?;
-            streams = Some(handle);
-            let tell = sender.clone();
-            let tell = move |event| {
-                let _ = tell.send(Event::Job(event));
-            };
-            let started = Conversation::start(job(config, command), ours, tell);
-            conversation = Some(started.map_err(|source| Error::Io("talk to the guest", source))?);
-        }
-        machine.add_virtio(Box::new(Rng::new()))?;
-        let unpacked = guest::unpacked_kernels();
-        machine.load(
-            guest.kernel(),
-            &guest.initrd(),
-            &guest.cmdline,
-            unpacked.as_ref(),
-        )?;
 
-        let mut raw_mode = None;
-        if config.command.is_none() {
-            raw_mode = raw_terminal().map_err(|source| Error::Io("set up the terminal", source))?;
-            let escape = sender.clone();
-            input::forward(serial, raw_mode.is_some(), move || {
-                let _ = escape.send(Event::Escape);
-            })
-            .map_err(|source| Error::Io("read standard input", source))?;
-        }
-        let machine = machine.start()?;
+        let (sender, events) = mpsc::channel();
+        let signal = sender.clone();
+        signals
+            .forward(move |number| drop(signal.send(Event::Signal(number))))
+            .map_err(io("watch for signals"))?;
+        listen(link.clone(), sender.clone()).map_err(io("listen to the machine's process"))?;
+        let conversation = match (&config.command, control) {
+            (Some(command), Some(socket)) => {
+                let tell = sender.clone();
+                let tell = move |event| drop(tell.send(Event::Job(event)));
+                let started = Conversation::start(job(config, command), socket, tell);
+                Some(started.map_err(io("talk to the guest"))?)
+            }
+            _ => None,
+        };
+        let terminal = is_terminal
+            .then(|| terminal::RawMode::enter(io::stdin()))
+            .transpose()
+            .map_err(io("set up the terminal"))?;
         let boot_timeout = match (config.boot_timeout, &config.command, virtualization) {
             (Some(limit), ..) => limit,
             (None, None, _) => NEVER,
             (None, Some(_), Virtualization::Hardware) => BOOT_TIMEOUT,
             (None, Some(_), Virtualization::Emulated) => BOOT_TIMEOUT_EMULATED,
         };
-        let first_instruction = Some(machine.started.duration_since(begin));
         Ok(Self {
             config,
             begin,
-            boot_deadline: machine.started + boot_timeout.min(NEVER),
+            boot_deadline: None,
             boot_timeout,
             run_deadline: begin + config.timeout.unwrap_or(NEVER).min(NEVER),
             events,
             sender,
-            machine,
-            disks,
-            stats,
-            console,
-            screen: closer,
-            streams,
+            process: Some(process),
+            link,
+            keeper,
             conversation,
-            terminal: raw_mode,
-            measures: Measures {
-                first_instruction,
-                ..Measures::default()
-            },
+            terminal,
+            measures: Measures::default(),
             command_started: false,
             patience: Patience::default(),
         })
@@ -223,13 +191,7 @@ impl<'a> Session<'a> {
     fn finish(mut self) -> Report {
         let mut outcome = self.wait();
         self.measures.end = Some(self.begin.elapsed());
-        if let Some(screen) = &self.screen {
-            screen.close();
-        }
-        // From here on nothing of the guest moves but what it has already said.
-        self.machine.stop_vcpus();
-        self.drain();
-        self.machine.stop_devices();
+        let closed = self.put_away(&outcome);
         if let Some(conversation) = self.conversation.take() {
             conversation.end();
         }
@@ -240,17 +202,26 @@ impl<'a> Session<'a> {
             // A guest says its status and powers off: the second may have been heard first.
             outcome = self.late_status().unwrap_or(outcome);
         }
-        for stats in &self.stats {
-            self.measures.bytes_read += stats.read();
-            self.measures.bytes_written += stats.written();
-        }
         drop(self.terminal.take());
-        self.show_last_lines(&outcome);
-        match self.disks.close(outcome.failed()) {
-            Ok(overlay_size) => self.measures.overlay_size = overlay_size,
-            Err(error) => {
-                outcome = Outcome::VmmError(chain(&error));
+        let overlay_size = match closed {
+            Ok(closed) => {
+                self.measures.bytes_read = closed.bytes_read;
+                self.measures.bytes_written = closed.bytes_written;
+                self.show_last_lines(&outcome, &closed);
+                closed.overlay_size
             }
+            Err(why) => Err(why),
+        };
+        match overlay_size {
+            Ok(size) => self.measures.overlay_size = size,
+            // An error from before the machine ran says why it did not.
+            Err(_) if matches!(outcome, Outcome::VmmError(_)) => {}
+            Err(why) => outcome = Outcome::VmmError(why),
+        }
+        if let Some(keeper) = self.keeper.take().filter(|_| outcome.failed())
+            && let Err(error) = keeper.keep()
+        {
+            outcome = Outcome::VmmError(chain(&error));
         }
         Report {
             outcome,
@@ -261,10 +232,9 @@ impl<'a> Session<'a> {
     fn wait(&mut self) -> Outcome {
         loop {
             let begun = self.measures.pid1.is_some();
-            let deadline = if begun {
-                self.run_deadline
-            } else {
-                self.run_deadline.min(self.boot_deadline)
+            let deadline = match self.boot_deadline {
+                Some(boot) if !begun => self.run_deadline.min(boot),
+                _ => self.run_deadline,
             };
             let event = match self
                 .events
@@ -289,15 +259,11 @@ impl<'a> Session<'a> {
 
     fn heard(&mut self, event: Event) -> Option<Outcome> {
         match event {
-            Event::Ending(ending) => return Some(self.ended(&ending)),
-            // A person may look at old logs on an interactive console.
-            Event::ConsolePanic if self.config.command.is_some() => {
-                return Some(Outcome::Panic(self.panic_message()));
-            }
+            Event::Told(told) => return self.told(told),
+            Event::Gone => return Some(Outcome::VmmError(self.how_it_ended())),
             Event::Job(job::Event::Hello) => self.measures.pid1 = Some(self.begin.elapsed()),
             Event::Job(job::Event::Started) => self.command_started = true,
             Event::Job(event) => return Some(job_outcome(event)),
-            Event::Escape => return Some(Outcome::Escaped),
             Event::Signal(number) => match &self.conversation {
                 Some(conversation) if self.command_started => {
                     if self.patience.ends_with(number, Instant::now()) {
@@ -309,23 +275,36 @@ impl<'a> Session<'a> {
                 }
                 _ => return Some(Outcome::Signaled(number)),
             },
-            Event::ConsolePanic | Event::Drained => {}
         }
         None
     }
 
-    fn ended(&self, ending: &Ending) -> Outcome {
+    fn told(&mut self, told: Told) -> Option<Outcome> {
+        match told {
+            Told::Started(after) => {
+                self.measures.first_instruction = Some(after);
+                self.boot_deadline = Some(self.begin + after + self.boot_timeout.min(NEVER));
+                None
+            }
+            Told::Failed(why) => Some(Outcome::VmmError(why)),
+            Told::Ending { how, panic } => Some(self.ended(&how, panic)),
+            // A person may look at old logs on an interactive console.
+            Told::Panic(message) if self.config.command.is_some() => Some(Outcome::Panic(message)),
+            Told::Escaped => Some(Outcome::Escaped),
+            Told::Panic(_) | Told::Drained | Told::Closed(_) => None,
+        }
+    }
+
+    fn ended(&self, ending: &Ending, panic: Option<String>) -> Outcome {
         let command = self.config.command.is_some();
         let said_hello = self.measures.pid1.is_some();
-        match ending {
-            Ending::Panic => Outcome::Panic(self.panic_message()),
+        match (ending, panic) {
+            (Ending::Panic, panic) => Outcome::Panic(panic.unwrap_or_default()),
             // A kernel that panicked resets: panic=-1 is on its command line.
-            Ending::Reset | Ending::TripleFault if self.console.panic().is_some() => {
-                Outcome::Panic(self.panic_message())
-            }
-            Ending::PowerOff if !command => Outcome::PoweredOff,
-            Ending::Reset if !command => Outcome::Reset,
-            Ending::PowerOff | Ending::Reset if said_hello => {
+            (Ending::Reset | Ending::TripleFault, Some(panic)) => Outcome::Panic(panic),
+            (Ending::PowerOff, _) if !command => Outcome::PoweredOff,
+            (Ending::Reset, _) if !command => Outcome::Reset,
+            (Ending::PowerOff | Ending::Reset, _) if said_hello => {
                 Outcome::EndedWithoutStatus(ending.to_string())
             }
             _ if self.command_started => Outcome::EndedWithoutStatus(ending.to_string()),
@@ -333,27 +312,21 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn panic_message(&self) -> String {
-        self.console.panic().unwrap_or_default()
+    /// Has the machine's process stop, say its last words and end.
+    fn put_away(&mut self, outcome: &Outcome) -> Result<Closed, String> {
+        if self.process.is_none() {
+            return Err("it is gone".to_owned());
+        }
+        self.link.tell(&Order::Stop);
+        self.drain();
+        let keep = self.keeper.is_some() && outcome.failed();
+        self.link.tell(&Order::Close { keep });
+        self.closed()
     }
 
     /// Waits until the host has taken what the guest has written to its streams. A reader that
     /// does not read keeps us, as it would keep any program, until the timeout or a signal.
     fn drain(&mut self) {
-        let Some(streams) = self.streams.take() else {
-            return;
-        };
-        let done = self.sender.clone();
-        let thread = thread::Builder::new()
-            .name("drain".to_owned())
-            .spawn(move || {
-                streams.drain(None);
-                let _ = done.send(Event::Drained);
-            });
-        if let Err(error) = thread {
-            tracing::warn!(%error, "output of the guest may be lost");
-            return;
-        }
         let deadline = self.run_deadline.max(Instant::now() + DRAIN_GRACE);
         let mut late = Vec::new();
         loop {
@@ -361,13 +334,43 @@ impl<'a> Session<'a> {
                 .events
                 .recv_timeout(deadline.duration_since(Instant::now()))
             {
-                Ok(Event::Drained | Event::Signal(_)) | Err(_) => break,
+                Ok(Event::Told(Told::Drained) | Event::Signal(_)) | Err(_) => break,
+                Ok(event @ (Event::Gone | Event::Told(Told::Failed(_)))) => {
+                    late.push(event);
+                    break;
+                }
                 Ok(event) => late.push(event),
             }
         }
-        late.into_iter().for_each(|event| {
+        self.put_back(late);
+    }
+
+    /// Waits until the machine is put away. What is heard meanwhile is kept.
+    fn closed(&mut self) -> Result<Closed, String> {
+        let mut late = Vec::new();
+        let closed = loop {
+            match self.events.recv() {
+                Ok(Event::Told(Told::Closed(closed))) => break Ok(closed),
+                Ok(Event::Told(Told::Failed(why))) => break Err(why),
+                Ok(Event::Gone) | Err(_) => break Err(self.how_it_ended()),
+                Ok(event) => late.push(event),
+            }
+        };
+        self.put_back(late);
+        closed
+    }
+
+    fn put_back(&self, events: Vec<Event>) {
+        for event in events {
+            // The receiver is ours.
             let _ = self.sender.send(event);
-        });
+        }
+    }
+
+    /// Why the machine's process is gone.
+    fn how_it_ended(&mut self) -> String {
+        let how = self.process.take().map(Process::wait);
+        format!("the machine's process {}", how.unwrap_or_default())
     }
 
     /// The status, if the guest's last words held one.
@@ -380,18 +383,34 @@ impl<'a> Session<'a> {
     }
 
     /// What a person needs to see why there was no status; an interactive run showed it already.
-    fn show_last_lines(&self, outcome: &Outcome) {
+    fn show_last_lines(&self, outcome: &Outcome, closed: &Closed) {
         let unexplained = matches!(
             outcome,
             Outcome::BootFailed(_) | Outcome::EndedWithoutStatus(_) | Outcome::Panic(_)
         );
         if unexplained && self.config.command.is_some() {
-            for line in self.console.last_lines() {
+            for line in &closed.last_lines {
                 // Standard error may be closed.
                 let _ = Stderr.write_all(format!("  | {line}\n").as_bytes());
             }
         }
     }
+}
+
+/// Hears the machine's process on a thread of its own, until it ends.
+fn listen(link: Link<Order, Told>, sender: Sender<Event>) -> io::Result<()> {
+    thread::Builder::new()
+        .name("monitor".to_owned())
+        .spawn(move || {
+            while let Ok(Some(told)) = link.hear() {
+                // The run is over when nobody listens.
+                if sender.send(Event::Told(told)).is_err() {
+                    return;
+                }
+            }
+            let _ = sender.send(Event::Gone);
+        })?;
+    Ok(())
 }
 
 fn job_outcome(event: job::Event) -> Outcome {
@@ -423,49 +442,8 @@ fn job(config: &config::Run, command: &[std::ffi::OsString]) -> Job {
     }
 }
 
-/// The console's log is the file of `--console-log`; an interactive run shows it on the screen.
-fn open_console(
-    config: &config::Run,
-    screen: Option<Screen>,
-    sender: Sender<Event>,
-) -> Result<Console, Error> {
-    let log = config
-        .console_log
-        .as_ref()
-        .map(|path| File::create(path).map_err(|source| Error::ConsoleLog(path.clone(), source)));
-    let screen = screen.map(|screen| Box::new(screen) as Box<dyn Write + Send>);
-    Ok(Console::new(log.transpose()?, screen, move || {
-        let _ = sender.send(Event::ConsolePanic);
-    }))
-}
-
-/// The terminal, if there is one: without, the guest's console takes what comes on stdin.
-fn raw_terminal() -> io::Result<Option<terminal::RawMode>> {
-    io::stdin()
-        .is_terminal()
-        .then(|| terminal::RawMode::enter(io::stdin()))
+fn open_console_log(config: &config::Run) -> Result<Option<File>, Error> {
+    let path = config.console_log.as_ref();
+    path.map(|path| File::create(path).map_err(|source| Error::ConsoleLog(path.clone(), source)))
         .transpose()
-}
-
-/// The command's streams are our own; what PID 1 says goes over `control`.
-fn ports(control: UnixStream) -> Result<Vec<Port>, Error> {
-    let duplicate = |fd: io::Result<OwnedFd>| {
-        fd.map_err(|source| Error::Io("pass on a standard stream", source))
-    };
-    let stdin = duplicate(io::stdin().as_fd().try_clone_to_owned())?;
-    let stdout = duplicate(io::stdout().as_fd().try_clone_to_owned())?;
-    let stderr = duplicate(io::stderr().as_fd().try_clone_to_owned())?;
-    let control_input = duplicate(control.try_clone().map(OwnedFd::from))?;
-    let port = |name: &str, input, output| Port {
-        name: name.to_owned(),
-        input,
-        output,
-        ..Port::default()
-    };
-    Ok(vec![
-        port(STDIN_PORT, Some(stdin), None),
-        port(STDOUT_PORT, None, Some(stdout)),
-        port(STDERR_PORT, None, Some(stderr)),
-        port(CONTROL_PORT, Some(control_input), Some(control.into())),
-    ])
 }

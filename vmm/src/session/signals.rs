@@ -31,23 +31,33 @@ impl Patience {
     }
 }
 
-/// From now on `tell` hears the number of each such signal, on a thread of its own. Call it
-/// before any other thread is made: a thread that does not block them would be killed by them.
-pub(super) fn forward(tell: impl Fn(u8) + Send + 'static) -> io::Result<()> {
-    let set = blocked_set()?;
-    thread::Builder::new()
-        .name("signals".to_owned())
-        .spawn(move || {
-            loop {
-                let mut number = 0;
-                // SAFETY: both point to values of this thread.
-                if unsafe { libc::sigwait(&raw const set, &raw mut number) } != 0 {
-                    return;
+/// The signals, blocked: they wait until somebody asks for them. Every thread and process made from
+/// now on inherits that; one that does not block them would be killed by them.
+pub(super) struct Blocked(libc::sigset_t);
+
+impl Blocked {
+    /// Blocks them. Call it before any other thread is made.
+    pub(super) fn new() -> io::Result<Self> {
+        blocked_set().map(Self)
+    }
+
+    /// From now on `tell` hears the number of each such signal, on a thread of its own.
+    pub(super) fn forward(self, tell: impl Fn(u8) + Send + 'static) -> io::Result<()> {
+        let set = self.0;
+        thread::Builder::new()
+            .name("signals".to_owned())
+            .spawn(move || {
+                loop {
+                    let mut number = 0;
+                    // SAFETY: both point to values of this thread.
+                    if unsafe { libc::sigwait(&raw const set, &raw mut number) } != 0 {
+                        return;
+                    }
+                    tell(u8::try_from(number).unwrap_or_default());
                 }
-                tell(u8::try_from(number).unwrap_or_default());
-            }
-        })?;
-    Ok(())
+            })?;
+        Ok(())
+    }
 }
 
 fn blocked_set() -> io::Result<libc::sigset_t> {

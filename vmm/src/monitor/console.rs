@@ -28,17 +28,17 @@ struct State {
     line: Vec<u8>,
     panic: Option<String>,
     lines_since: usize,
-    on_panic: Box<dyn Fn() + Send>,
+    on_panic: Box<dyn Fn(&str) + Send>,
     copies: Vec<Box<dyn Write + Send>>,
 }
 
 impl Console {
-    /// A console that writes what it hears to `log` and to `screen`, and calls `on_panic` once
-    /// the guest's kernel has said all of its last words.
+    /// A console that writes what it hears to `log` and to `screen`, and calls `on_panic`
+    /// with the message once the guest's kernel has said all of its last words.
     pub(super) fn new(
         log: Option<File>,
         screen: Option<Box<dyn Write + Send>>,
-        on_panic: impl Fn() + Send + 'static,
+        on_panic: impl Fn(&str) + Send + 'static,
     ) -> Self {
         let log = log.map(|log| Box::new(log) as Box<dyn Write + Send>);
         Self(Arc::new(Mutex::new(State {
@@ -121,8 +121,10 @@ impl State {
         } else if self.lines_since > LAST_WORDS {
             self.panic = None;
         }
-        if self.panic.is_some() && PANIC_ENDS.iter().any(|end| line.contains(end)) {
-            (self.on_panic)();
+        if let Some(message) = &self.panic
+            && PANIC_ENDS.iter().any(|end| line.contains(end))
+        {
+            (self.on_panic)(message);
         }
     }
 }
@@ -137,7 +139,7 @@ mod tests {
     fn a_panic_is_told_when_its_last_line_came() -> io::Result<()> {
         let ends = Arc::new(AtomicU32::new(0));
         let counter = ends.clone();
-        let mut console = Console::new(None, None, move || {
+        let mut console = Console::new(None, None, move |_| {
             counter.fetch_add(1, Ordering::Relaxed);
         });
         console.write_all(b"[1.0] Kernel panic - not syncing: Attempted to kill init!\r\n")?;
@@ -150,7 +152,7 @@ mod tests {
 
     #[test]
     fn the_last_lines_are_fit_to_be_shown() -> io::Result<()> {
-        let mut console = Console::new(None, None, || {});
+        let mut console = Console::new(None, None, |_| {});
         for number in 0..20_000 {
             write!(console, "line {number}\r\n")?;
         }

@@ -17,7 +17,7 @@ const ARGUMENTS: &str = "console=ttyS0 reboot=k panic=-1 quiet";
 
 /// Why there is nothing to boot.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Error {
+pub(crate) enum Error {
     #[error("cannot open {}", .0.display())]
     Open(PathBuf, #[source] io::Error),
     #[error(transparent)]
@@ -25,16 +25,16 @@ pub(super) enum Error {
 }
 
 /// What boots.
-pub(super) struct Guest {
+pub(crate) struct Guest {
     kernel: File,
     initrd: Option<File>,
     init: Option<Vec<u8>>,
     /// The kernel command line.
-    pub(super) cmdline: String,
+    pub(crate) cmdline: String,
 }
 
 /// The default guest's root image, if that is what boots.
-pub(super) fn root_image(config: &config::Run) -> Result<Option<PathBuf>, Error> {
+pub(crate) fn root_image(config: &config::Run) -> Result<Option<PathBuf>, Error> {
     Ok(match config.root {
         Root::Default(_) => Some(builder()?.root_image()?),
         Root::Image(_) | Root::None => None,
@@ -42,7 +42,7 @@ pub(super) fn root_image(config: &config::Run) -> Result<Option<PathBuf>, Error>
 }
 
 /// Where unpacked kernels are kept; nowhere without a cache folder.
-pub(super) fn unpacked_kernels() -> Option<UnpackedKernels> {
+pub(crate) fn unpacked_kernels() -> Option<UnpackedKernels> {
     let folder = builder().ok()?.folder().join("unpacked");
     Some(UnpackedKernels::new(folder))
 }
@@ -53,7 +53,7 @@ fn builder() -> Result<Builder, cowshed_guest_images::Error> {
 }
 
 /// Opens what the configuration names and makes what it leaves to us.
-pub(super) fn prepare(config: &config::Run, host: Virtualization) -> Result<Guest, Error> {
+pub(crate) fn prepare(config: &config::Run, host: Virtualization) -> Result<Guest, Error> {
     let (kernel, own_initrd) = match &config.kernel {
         Some(path) => (path.clone(), None),
         None => {
@@ -95,12 +95,12 @@ fn init_archive() -> Result<Vec<u8>, Error> {
 }
 
 impl Guest {
-    pub(super) fn kernel(&self) -> Source<'_> {
+    pub(crate) fn kernel(&self) -> Source<'_> {
         Source::File(&self.kernel)
     }
 
     /// Our archive comes last: of two files of one name the kernel keeps the later.
-    pub(super) fn initrd(&self) -> Vec<Source<'_>> {
+    pub(crate) fn initrd(&self) -> Vec<Source<'_>> {
         let file = self.initrd.as_ref().map(Source::File);
         file.into_iter()
             .chain(self.init.as_deref().map(Source::Bytes))
