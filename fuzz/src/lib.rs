@@ -5,14 +5,17 @@
 
 pub mod check;
 pub mod compressed;
+mod guest;
 pub mod header;
 mod image;
 pub mod luks;
 pub mod open_read;
 pub mod ops;
+pub mod requests;
 mod storage;
 #[path = "../../qcow/tests/support/mod.rs"]
 mod support;
+pub mod transport;
 
 pub use image::from_hex;
 use support::Random;
@@ -21,13 +24,15 @@ use support::Random;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 8] = [
     ("header", header::run),
     ("open_read", open_read::run),
     ("ops", ops::run),
     ("compressed", compressed::run),
     ("check", check::run),
     ("luks", luks::run),
+    ("transport", transport::run),
+    ("requests", requests::run),
 ];
 
 /// An input, the same for a seed in each run. Half of its bytes are small: they choose more.

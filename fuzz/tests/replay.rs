@@ -80,3 +80,15 @@ fn luks() {
     replay("luks");
     random("luks");
 }
+
+#[test]
+fn transport() {
+    replay("transport");
+    random("transport");
+}
+
+#[test]
+fn requests() {
+    replay("requests");
+    random("requests");
+}
