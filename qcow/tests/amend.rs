@@ -1,51 +1,25 @@
-//! Images that become another version, get other refcounts or another backing file, with crashes,
-//! faults and QEMU's tools.
+//! Images that become another version, get other refcounts or another backing file, and QEMU's
+//! tools.
 
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
 mod support;
 
-use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 
 use cowshed_qcow::{
-    AmendOptions, Backing, CreateOptions, Error, Format, Image, MemoryStorage, NewSnapshot,
-    OpenOptions, Storage, create,
+    AmendOptions, Backing, CreateOptions, Error, Format, Image, MemoryStorage, NewSnapshot, create,
 };
 use support::check::check;
 use support::lab::cut_extra_data;
 use support::model::{Ops, content, perform};
-use support::storages::{CrashStorage, FaultStorage, crashes};
-use support::{Files, Random, have_qemu, qemu_content, qemu_img, qemu_io};
+use support::{cached, have_qemu, open_file, qemu_content, qemu_create, qemu_img, qemu_io};
 
 const NAME: &str = "amend.qcow2";
 
-fn options() -> OpenOptions {
-    OpenOptions {
-        cache_bytes: 4 << 10,
-        ..OpenOptions::new(Format::Qcow2)
-    }
-}
-
 fn open(path: &Path) -> Image {
-    Image::open(path, &options(), &Files::default()).unwrap()
-}
-
-fn base(len: usize) -> Image {
-    let raw = OpenOptions {
-        read_only: true,
-        ..OpenOptions::new(Format::Raw)
-    };
-    let storage = Arc::new(MemoryStorage::new(vec![0x77; len]));
-    Image::open_over(Path::new("base"), storage, &raw, None).unwrap()
-}
-
-fn assert_sound(bytes: &[u8], name: &str) {
-    let report = check(bytes);
-    let wrong = &report.corruptions;
-    assert!(wrong.is_empty(), "{name}: {wrong:?}");
+    open_file(path, &cached(4 << 10))
 }
 
 fn to_version(version: u32) -> AmendOptions {
@@ -168,11 +142,7 @@ fn refcount_widths() {
         }
         assert_eq!(info(folder, "disk", "refcount-bits"), value);
         qemu_img(folder, &["check", "-q", "-f", "qcow2", "disk"]);
-        let report = check(&std::fs::read(&path).unwrap());
-        assert!(
-            report.corruptions.is_empty() && report.leaks.is_empty(),
-            "{report:?}"
-        );
+        check(&std::fs::read(&path).unwrap()).assert_clean(&value);
         assert!(content(&open(&path)) == model);
         // What the old structures had is used again.
         open(&path)
@@ -226,8 +196,7 @@ fn refused_by_name() {
         ("compat=0.10", to_bits(8), "16 bits, not 8"),
     ] {
         let _ = std::fs::remove_file(folder.join("disk"));
-        let args = ["create", "-q", "-f", "qcow2", "-o", options, "disk", "1M"];
-        qemu_img(folder, &args);
+        qemu_create(folder, options, "disk", "1M");
         let before = std::fs::read(folder.join("disk")).unwrap();
         let error = open(&folder.join("disk")).amend(&amend).unwrap_err();
         assert!(error.to_string().contains(expected), "{options}: {error}");
@@ -270,17 +239,7 @@ fn old_snapshots_get_their_sizes() {
     }
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    let args = [
-        "create",
-        "-q",
-        "-f",
-        "qcow2",
-        "-o",
-        "compat=0.10",
-        "disk",
-        "1M",
-    ];
-    qemu_img(folder, &args);
+    qemu_create(folder, "compat=0.10", "disk", "1M");
     qemu_io(folder, "disk", &["write -P 5 0 100k".into()]);
     qemu_img(folder, &["snapshot", "-c", "first", "disk"]);
     let path = folder.join("disk");
@@ -359,7 +318,7 @@ fn backing_files() {
         Arc::new(MemoryStorage::new(
             std::fs::read(folder.join("disk")).unwrap(),
         )),
-        &options(),
+        &cached(4 << 10),
         None,
     );
     let error = image.unwrap().set_backing(Some(nothing)).unwrap_err();
@@ -413,7 +372,7 @@ fn what_is_not_known_is_kept() {
         let open = || {
             let bytes = Arc::new(MemoryStorage::new(storage.to_vec()));
             let changed = bytes.clone();
-            let image = Image::open_over(Path::new(NAME), bytes, &options(), None).unwrap();
+            let image = Image::open_over(Path::new(NAME), bytes, &cached(4 << 10), None).unwrap();
             (image, changed)
         };
         let backing = Backing {
@@ -432,168 +391,5 @@ fn what_is_not_known_is_kept() {
         image.create_snapshot(&NewSnapshot::new("one")).unwrap();
         drop(image);
         assert_unknowns(&bytes.to_vec());
-    }
-}
-
-/// A change of an image, and what comes of it.
-type Change<'a> = &'a dyn Fn(Image) -> cowshed_qcow::Result<()>;
-
-/// An image to begin with: zero clusters, data, and a snapshot if that is to be.
-fn prepared(storage: Arc<dyn Storage>, cluster_size: u32, version: u32, base_len: usize) {
-    let backing = (base_len > 0).then(|| ("base".into(), Format::Raw));
-    let create_options = CreateOptions {
-        cluster_size,
-        version,
-        backing,
-        ..CreateOptions::new(100 << 10)
-    };
-    create(Path::new(NAME), storage.clone(), &create_options).unwrap();
-    let image = open_in(storage, base_len);
-    let mut ops = Ops::new(5, image.size(), cluster_size.into());
-    (0..40).for_each(|_| perform(&image, &ops.next()).unwrap());
-    image.flush().unwrap();
-}
-
-fn open_in(storage: Arc<dyn Storage>, base_len: usize) -> Image {
-    let over = (base_len > 0).then(|| base(base_len));
-    Image::open_over(Path::new(NAME), storage, &options(), over).unwrap()
-}
-
-/// After a crash anywhere the image is sound and reads as before.
-fn crash(cluster_size: u32, version: u32, base_len: usize, change: Change<'_>) {
-    let storage = Arc::new(CrashStorage::default());
-    prepared(storage.clone(), cluster_size, version, base_len);
-    let before = content(&open_in(storage.clone(), base_len));
-    let from = storage.position();
-    change(open_in(storage.clone(), base_len)).unwrap();
-    let log = storage.log.lock().unwrap().clone();
-    assert!(log.len() > from);
-    crashes(&log, from, 6, &mut Random(9), &mut |position, bytes| {
-        assert_sound(&bytes, &format!("{position}"));
-        let image = open_in(Arc::new(MemoryStorage::new(bytes)), base_len);
-        assert!(content(&image) == before, "after {position}");
-    });
-}
-
-#[test]
-fn crash_safe() {
-    for cluster_size in [512, 2048] {
-        crash(cluster_size, 2, 0, &|image| image.amend(&to_version(3)));
-        for base_len in [0, 60_000, 200_000] {
-            crash(cluster_size, 3, base_len, &|image| {
-                image.amend(&to_version(2))
-            });
-            crash(cluster_size, 3, base_len, &|image| {
-                image.amend(&to_bits(64))
-            });
-            crash(cluster_size, 3, base_len, &|image| image.amend(&to_bits(8)));
-        }
-    }
-}
-
-/// Every state that a crash leaves of the header names the old backing file or the new one, each
-/// with its format. Images as QEMU makes them: the names of features reach past the first sector.
-#[test]
-fn a_backing_file_is_replaced_at_once() {
-    if !have_qemu() {
-        return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let folder = folder.path();
-    std::fs::write(folder.join("a.raw"), [0; 512]).unwrap();
-    let backing = |name: &str, format| {
-        Some(Backing {
-            name: name.into(),
-            format,
-        })
-    };
-    for options in [
-        "cluster_size=64k",
-        "cluster_size=2k",
-        "cluster_size=512",
-        "compat=0.10",
-    ] {
-        let _ = std::fs::remove_file(folder.join("disk"));
-        let args = [
-            "create", "-q", "-f", "qcow2", "-o", options, "-b", "a.raw", "-F", "raw",
-        ];
-        qemu_img(folder, &[&args[..], &["disk", "1M"]].concat());
-        if options == "cluster_size=64k" {
-            qemu_img(folder, &["bitmap", "--add", "disk", "bits"]);
-        }
-        let storage = Arc::new(CrashStorage::default());
-        let bytes = std::fs::read(folder.join("disk")).unwrap();
-        storage.write_at(0, &bytes).unwrap();
-        storage.sync().unwrap();
-        let open = |storage| Image::open_over(Path::new(NAME), storage, &self::options(), None);
-        // With 512 bytes in a cluster there is room for no more.
-        let len = if options == "cluster_size=512" {
-            300
-        } else {
-            450
-        };
-        let (long, other) = ("l".repeat(len), "o".repeat(len));
-        let steps = [
-            backing("b", Some(Format::Qcow2)),
-            backing(&long, Some(Format::Raw)),
-            backing(&other, Some(Format::Raw)),
-            backing("short", None),
-            None,
-            backing("c", None),
-            backing("d", Some(Format::Raw)),
-        ];
-        for next in &steps {
-            let from = storage.position();
-            let image = open(storage.clone()).unwrap();
-            let old = image.backing().cloned();
-            image.set_backing(next.clone()).unwrap();
-            let log = storage.log.lock().unwrap().clone();
-            crashes(&log, from, 20, &mut Random(3), &mut |position, bytes| {
-                let image = open(Arc::new(MemoryStorage::new(bytes))).unwrap();
-                let found = image.backing().cloned();
-                assert!(
-                    found == old || &found == next,
-                    "{options}: {position}: {found:?}"
-                );
-            });
-        }
-    }
-}
-
-/// Every call of the storage fails once.
-#[test]
-fn every_call_fails_once() {
-    let backing = Backing {
-        name: "another".into(),
-        format: Some(Format::Qcow2),
-    };
-    let trials: [(u32, Change<'_>); 4] = [
-        (2, &|image| image.amend(&to_version(3))),
-        (3, &|image| image.amend(&to_version(2))),
-        (3, &|image| image.amend(&to_bits(32))),
-        (3, &|image| image.set_backing(Some(backing.clone()))),
-    ];
-    for (version, change) in trials {
-        for n in 0.. {
-            let storage = Arc::new(FaultStorage {
-                inner: MemoryStorage::default(),
-                left: AtomicI64::new(-1),
-                kind: ErrorKind::Other,
-            });
-            prepared(storage.clone(), 1024, version, 50_000);
-            let before = content(&open_in(storage.clone(), 50_000));
-            let image = open_in(storage.clone(), 50_000);
-            storage.left.store(n, Ordering::Relaxed);
-            let changed = change(image);
-            let untouched = storage.left.swap(-1, Ordering::Relaxed) >= 0;
-            assert!(changed.is_ok() || !untouched, "{:?}", changed.err());
-            assert_sound(&storage.inner.to_vec(), &format!("call {n}"));
-            let image = open_in(storage.clone(), 50_000);
-            assert!(content(&image) == before, "call {n}");
-            if untouched {
-                assert!(n > 0);
-                break;
-            }
-        }
     }
 }

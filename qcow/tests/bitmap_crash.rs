@@ -11,15 +11,15 @@ use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 
 use cowshed_qcow::{
     CreateOptions, Error, Format, Image, MemoryStorage, OpenOptions, ResizeOptions, Storage, create,
 };
 use support::bitmaps::all;
 use support::check::check;
+use support::crash::{CrashStorage, Cuts, crashes};
 use support::model::{Ops, content, perform};
-use support::storages::{Change, CrashStorage, FaultStorage, apply, tear};
+use support::storages::FaultStorage;
 use support::{Random, have_qemu, qemu_img};
 
 /// Enabled before anything is written, and never changed otherwise.
@@ -110,18 +110,13 @@ fn crash(start: &[u8], seed: u64, steps: usize, points: u64) {
         states.push((storage.position(), state(&image)));
     }
     image.close().unwrap();
-    let log = std::mem::take(&mut *storage.log.lock().unwrap());
+    let log = storage.changes();
 
     let mut random = Random(seed ^ 0xb17);
-    let (mut durable, mut pending, mut at) = (Vec::new(), 0, 0);
+    let (mut cuts, mut at) = (Cuts::default(), 0);
     let mut seen = [0; 2];
     for position in 1..=log.len() {
-        if matches!(log[position - 1], Change::Sync) {
-            log[pending..position]
-                .iter()
-                .for_each(|change| apply(&mut durable, change));
-            pending = position;
-        }
+        cuts.push(&log[position - 1]);
         while states.get(at + 1).is_some_and(|next| next.0 < position) {
             at += 1;
         }
@@ -132,14 +127,7 @@ fn crash(start: &[u8], seed: u64, steps: usize, points: u64) {
         let later = states[at..].iter().position(|next| next.0 >= position);
         let end = later.map_or(states.len(), |later| at + later + 1);
         for variant in 0..4 {
-            let mut bytes = durable.clone();
-            match variant {
-                0 => {}
-                1 => log[pending..position]
-                    .iter()
-                    .for_each(|change| apply(&mut bytes, change)),
-                _ => tear(&mut bytes, &log[pending..position], &mut random),
-            }
+            let bytes = cuts.cut(variant, &mut random);
             let what = format!("seed {seed} at {position}, variant {variant}");
             let right = survive(bytes, &states[at..end], &what);
             seen[usize::from(right)] += 1;
@@ -151,12 +139,7 @@ fn crash(start: &[u8], seed: u64, steps: usize, points: u64) {
 /// What a crash left must be sound, its bitmaps right or in use; whether the one that is always
 /// there is right.
 fn survive(bytes: Vec<u8>, possible: &[(usize, State)], what: &str) -> bool {
-    let report = check(&bytes);
-    assert!(
-        report.corruptions.is_empty(),
-        "{what}: {:?}",
-        report.corruptions
-    );
+    check(&bytes).assert_sound(what);
     let storage = Arc::new(MemoryStorage::new(bytes));
     let image = open(storage.clone()).unwrap_or_else(|error| panic!("{what}: {error:?}"));
     let now = state(&image);
@@ -192,12 +175,7 @@ fn survive(bytes: Vec<u8>, possible: &[(usize, State)], what: &str) -> bool {
     }
     image.add_bitmap("new", None, true).unwrap();
     image.close().unwrap();
-    let report = check(&storage.to_vec());
-    assert!(
-        report.corruptions.is_empty(),
-        "{what}, later: {:?}",
-        report.corruptions
-    );
+    check(&storage.to_vec()).assert_sound(&format!("{what}, later"));
     marked.is_some()
 }
 
@@ -241,34 +219,20 @@ fn a_header_of_several_sectors() {
         image.close().unwrap();
         std::fs::write(folder.join("disk"), storage.now.to_vec()).unwrap();
         qemu_img(folder, &["check", "-q", "disk"]);
-        let log = std::mem::take(&mut *storage.log.lock().unwrap());
+        let log = storage.changes();
 
         let mut random = Random(steps as u64);
-        let (mut durable, mut pending) = (Vec::new(), 0);
-        for position in 1..=log.len() {
-            for _ in 0..20 {
-                let mut bytes = durable.clone();
-                tear(&mut bytes, &log[pending..position], &mut random);
-                if position <= first {
-                    continue;
-                }
-                let what = format!("a name of {} at {position}", name.len());
-                let image = open(Arc::new(MemoryStorage::new(bytes.clone())));
-                let image = image.unwrap_or_else(|error| panic!("{what}: {error:?}"));
-                let backing = image.backing().unwrap();
-                assert_eq!(backing.name, name, "{what}");
-                assert_eq!(backing.format, Some(Format::Raw), "{what}");
-                let bitmaps = image.bitmaps().unwrap();
-                assert!(bitmaps.iter().all(|b| b.inconsistent.is_none()), "{what}");
-                assert!(check(&bytes).corruptions.is_empty(), "{what}");
-            }
-            if matches!(log[position - 1], Change::Sync) {
-                log[pending..position]
-                    .iter()
-                    .for_each(|change| apply(&mut durable, change));
-                pending = position;
-            }
-        }
+        crashes(&log, first, 20, &mut random, &mut |position, bytes| {
+            let what = format!("a name of {} at {position}", name.len());
+            check(&bytes).assert_sound(&what);
+            let image = open(Arc::new(MemoryStorage::new(bytes)));
+            let image = image.unwrap_or_else(|error| panic!("{what}: {error:?}"));
+            let backing = image.backing().unwrap();
+            assert_eq!(backing.name, name, "{what}");
+            assert_eq!(backing.format, Some(Format::Raw), "{what}");
+            let bitmaps = image.bitmaps().unwrap();
+            assert!(bitmaps.iter().all(|b| b.inconsistent.is_none()), "{what}");
+        });
     }
 }
 
@@ -283,29 +247,19 @@ fn every_call_fails_once() {
 }
 
 fn with_fault(n: i64) -> bool {
-    let storage = Arc::new(FaultStorage {
-        inner: MemoryStorage::new(empty(512)),
-        left: AtomicI64::new(-1),
-        kind: ErrorKind::Other,
-    });
+    let storage = FaultStorage::new(empty(512), ErrorKind::Other);
     let image = open(storage.clone()).unwrap();
     image.add_bitmap(ALWAYS, Some(512), true).unwrap();
     let mut ops = Ops::new(4, SIZE, 512);
-    storage.left.store(n, Ordering::Relaxed);
+    storage.fail_after(n);
     let mut failed = 0;
     for _ in 0..60 {
         failed += usize::from(step(&image, &mut ops).is_err());
     }
     let closed = image.close();
     failed += usize::from(closed.is_err());
-    let untouched = storage.left.load(Ordering::Relaxed) >= 0;
-    storage.left.store(-1, Ordering::Relaxed);
-    let report = check(&storage.inner.to_vec());
-    assert!(
-        report.corruptions.is_empty(),
-        "call {n}: {:?}",
-        report.corruptions
-    );
+    let untouched = !storage.recover();
+    check(&storage.inner.to_vec()).assert_sound(&format!("call {n}"));
     let image = open(storage).unwrap();
     match state(&image).get(ALWAYS) {
         Some((_, marked)) => {

@@ -16,7 +16,7 @@ use cowshed_qcow::{
 use support::bitmaps::{all, assert_clean, in_memory, reopen};
 use support::model::{Op, Ops, content, perform};
 use support::storages::YieldingStorage;
-use support::{Files, Random, have_qemu, qemu_img, qemu_io};
+use support::{Files, Random, have_qemu, qemu_create, qemu_io};
 
 /// Marks come by every way in which a disk changes, and only there.
 #[test]
@@ -26,17 +26,7 @@ fn every_change_is_marked() {
     }
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    let args = [
-        "create",
-        "-q",
-        "-f",
-        "qcow2",
-        "-o",
-        "cluster_size=4k",
-        "disk",
-        "1M",
-    ];
-    qemu_img(folder, &args);
+    qemu_create(folder, "cluster_size=4k", "disk", "1M");
     qemu_io(folder, "disk", &["write -P 1 0 512k".into()]);
     let options = OpenOptions::new(Format::Qcow2);
     let image = Image::open(&folder.join("disk"), &options, &Files::default()).unwrap();

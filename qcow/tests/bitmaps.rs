@@ -14,11 +14,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use cowshed_qcow::{Format, Image, MemoryStorage, OpenOptions, ResizeOptions};
 use support::bitmaps::{all, assert_clean, in_memory};
-use support::{Files, have_qemu, qemu_img, qemu_io, run};
+use support::{Files, have_qemu, open_file, qemu_create, qemu_img, qemu_io, run};
 
 fn open(path: &Path) -> Image {
-    let options = OpenOptions::new(Format::Qcow2);
-    Image::open(path, &options, &Files::default()).unwrap()
+    open_file(path, &OpenOptions::new(Format::Qcow2))
 }
 
 /// What QEMU says is marked. It exports none but a disabled bitmap of a read-only image.
@@ -101,8 +100,7 @@ fn our_list(image: &Image) -> Vec<(String, u64, Vec<String>)> {
 }
 
 fn create_with_qemu(folder: &Path, options: &str, size: &str) {
-    let args = ["create", "-q", "-f", "qcow2", "-o", options, "disk", size];
-    qemu_img(folder, &args);
+    qemu_create(folder, options, "disk", size);
 }
 
 /// Disks over the product of cluster sizes and granularities, with a size that ends in the middle

@@ -14,7 +14,7 @@ use cowshed_qcow::{
     CheckOptions, CreateOptions, Format, Image, MemoryStorage, OpenOptions, Storage, check, create,
 };
 use peak_alloc::PeakAlloc;
-use support::{Random, have_qemu, qemu_img, qemu_io};
+use support::{Random, have_qemu, qemu_create, qemu_img, qemu_io};
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
@@ -386,8 +386,7 @@ fn truncation_at_every_cluster() {
         "cluster_size=16k,extended_l2=on",
         "cluster_size=64k,refcount_bits=1",
     ] {
-        let args = ["create", "-q", "-f", "qcow2", "-o", options, "disk", "1M"];
-        qemu_img(folder, &args);
+        qemu_create(folder, options, "disk", "1M");
         let writes = [
             "write -P 1 0 40k",
             "write -P 2 500k 20k",

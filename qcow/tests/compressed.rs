@@ -10,10 +10,10 @@ use std::sync::{Arc, mpsc};
 use cowshed_qcow::{Compression, CreateOptions, Error, Format, Image, OpenOptions, create};
 use support::check::check;
 use support::storages::YieldingStorage;
-use support::{Files, Random, have_qemu, make, qemu_content, qemu_img};
+use support::{Files, Random, have_qemu, make, open_file, qemu_content, qemu_img};
 
 fn open(path: &Path) -> Image {
-    Image::open(path, &OpenOptions::new(Format::Qcow2), &Files::default()).unwrap()
+    open_file(path, &OpenOptions::new(Format::Qcow2))
 }
 
 /// Text of a kind, noise, what comes back from afar, and zeros.

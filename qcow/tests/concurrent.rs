@@ -9,13 +9,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use cowshed_qcow::{
-    CreateOptions, DataFile, Extent, FileStorage, Format, Image, MemoryStorage, OpenOptions, Plan,
-    Storage, create,
+    CreateOptions, DataFile, Extent, FileStorage, Format, Image, OpenOptions, Plan, Storage, create,
 };
-use support::Random;
 use support::check::check;
 use support::model::{SECTOR, content};
 use support::storages::YieldingStorage;
+use support::{Random, base, cached};
 
 const NAME: &str = "concurrent.qcow2";
 
@@ -26,9 +25,8 @@ fn image(storage: Arc<dyn Storage>, options: &CreateOptions, base: Option<Image>
     };
     create(Path::new(NAME), storage.clone(), &options).unwrap();
     let options = OpenOptions {
-        cache_bytes: 64 << 10,
         data_file: options.data_file.map(|file| file.storage),
-        ..OpenOptions::new(Format::Qcow2)
+        ..cached(64 << 10)
     };
     Image::open_over(Path::new(NAME), storage, &options, base).unwrap()
 }
@@ -73,14 +71,8 @@ fn writers_of_one_cluster_do_not_disturb_each_other() {
         external(subclusters()),
     ] {
         let storage = Arc::new(YieldingStorage::default());
-        let base: Vec<u8> = (0..900_000_u32).map(|i| (i / 512) as u8 | 1).collect();
-        let raw = OpenOptions {
-            read_only: true,
-            ..OpenOptions::new(Format::Raw)
-        };
-        let below = Arc::new(MemoryStorage::new(base));
-        let below = Image::open_over(Path::new("base"), below, &raw, None).unwrap();
-        let disk = image(storage.clone(), &options, Some(below));
+        let bytes: Vec<u8> = (0..900_000_u32).map(|i| (i / 512) as u8 | 1).collect();
+        let disk = image(storage.clone(), &options, Some(base(bytes)));
         let before = content(&disk);
         let models: Vec<Vec<u8>> = std::thread::scope(|scope| {
             let (disk, before) = (&disk, &before);
@@ -128,11 +120,7 @@ fn writers_of_one_cluster_do_not_disturb_each_other() {
             );
         }
         drop(disk);
-        let report = check(&storage.0.to_vec());
-        assert!(
-            report.corruptions.is_empty() && report.leaks.is_empty(),
-            "{report:?}"
-        );
+        check(&storage.0.to_vec()).assert_clean("in the end");
     }
 }
 
@@ -213,16 +201,10 @@ fn sequential_writes_land_sequentially_and_plans_merge_them() {
 #[test]
 fn a_new_subcluster_leaves_its_neighbour_alone() {
     const SUBCLUSTER: u64 = 1024;
-    let raw = OpenOptions {
-        read_only: true,
-        ..OpenOptions::new(Format::Raw)
-    };
-    let below = Arc::new(MemoryStorage::new(vec![1; 1 << 20]));
-    let below = Image::open_over(Path::new("base"), below, &raw, None).unwrap();
     let disk = image(
         Arc::new(YieldingStorage::default()),
         &subclusters(),
-        Some(below),
+        Some(base(vec![1; 1 << 20])),
     );
     for at in (0..disk.size()).step_by(2 * SUBCLUSTER as usize) {
         disk.write(at, &[2; SUBCLUSTER as usize]).unwrap();

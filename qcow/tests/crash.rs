@@ -14,28 +14,11 @@ use cowshed_qcow::{
     Storage, create,
 };
 use support::check::check;
+use support::crash::{Change, CrashStorage, Cuts};
 use support::model::{Op, Ops, SECTOR, content, mirror, perform};
-use support::storages::{Change, CrashStorage, apply, tear};
-use support::{Random, have_qemu, qemu_img, qemu_io};
+use support::{Random, cached, have_qemu, qemu_img, qemu_io, striped_base};
 
 const NAME: &str = "crash.qcow2";
-
-fn options() -> OpenOptions {
-    OpenOptions {
-        cache_bytes: 4 << 10,
-        ..OpenOptions::new(Format::Qcow2)
-    }
-}
-
-fn base(len: usize) -> Image {
-    let bytes: Vec<u8> = (0..len).map(|i| 0x80 | (i / SECTOR) as u8).collect();
-    let raw = OpenOptions {
-        read_only: true,
-        ..OpenOptions::new(Format::Raw)
-    };
-    let storage = Arc::new(MemoryStorage::new(bytes));
-    Image::open_over(Path::new("base"), storage, &raw, None).unwrap()
-}
 
 /// What a crash may leave of a sector: its flushed value, or any later one.
 type Possible = Vec<Vec<Vec<u8>>>;
@@ -88,7 +71,7 @@ fn run(trial: &Trial) {
     let created = storage.position();
     let has_base = trial.base_len > 0;
     let open = |storage: Arc<dyn Storage>| {
-        let base = has_base.then(|| base(trial.base_len));
+        let base = has_base.then(|| striped_base(trial.base_len));
         let encrypted = matches!(&trial.start, Start::Create(new) if new.encryption.is_some());
         let secrets = if encrypted {
             vec![secret()]
@@ -97,7 +80,7 @@ fn run(trial: &Trial) {
         };
         let options = OpenOptions {
             secrets,
-            ..options()
+            ..cached(4 << 10)
         };
         Image::open_over(Path::new(NAME), storage, &options, base)
     };
@@ -133,7 +116,7 @@ fn run(trial: &Trial) {
         });
     }
     drop(image);
-    let log = std::mem::take(&mut *storage.log.lock().unwrap());
+    let log = storage.changes();
     replay(trial, &log, created, &first, &events, &open);
 }
 
@@ -149,16 +132,10 @@ fn replay(
     let mut possible: Possible = first.chunks(SECTOR).map(|s| vec![s.to_vec()]).collect();
     let mut latest: Vec<Vec<u8>> = first.chunks(SECTOR).map(<[u8]>::to_vec).collect();
     let mut events = events.iter().peekable();
-    let mut durable = Vec::new();
-    let mut pending = 0;
+    let mut cuts = Cuts::default();
     for position in 0..=log.len() {
-        if let Some(change) = position.checked_sub(1).map(|i| &log[i])
-            && matches!(change, Change::Sync)
-        {
-            log[pending..position]
-                .iter()
-                .for_each(|change| apply(&mut durable, change));
-            pending = position;
+        if let Some(change) = position.checked_sub(1).map(|i| &log[i]) {
+            cuts.push(change);
         }
         // A request's values are possible from its first change on; a flush counts when it ended.
         while let Some(event) = events.next_if(|event| {
@@ -186,14 +163,7 @@ fn replay(
             continue;
         }
         for variant in 0..trial.variants + 2 {
-            let mut bytes = durable.clone();
-            match variant {
-                0 => {}
-                1 => log[pending..position]
-                    .iter()
-                    .for_each(|change| apply(&mut bytes, change)),
-                _ => tear(&mut bytes, &log[pending..position], &mut random),
-            }
+            let bytes = cuts.cut(variant, &mut random);
             let what = format!("seed {} at {position}, variant {variant}", trial.seed);
             survive(bytes, &possible, open, &mut random, &what);
         }
@@ -213,12 +183,7 @@ fn survive(
     } else {
         bytes
     };
-    let report = check(&bytes);
-    assert!(
-        report.corruptions.is_empty(),
-        "{what}: {:?}",
-        report.corruptions
-    );
+    check(&bytes).assert_sound(what);
     if random.below(500) == 0 && have_qemu() {
         assert_qemu_finds_leaks_at_most(&bytes, what);
     }
@@ -238,12 +203,7 @@ fn survive(
         }
         assert!(content(&image) == now, "{what}: goes on wrong");
         drop(image);
-        let report = check(&storage.to_vec());
-        assert!(
-            report.corruptions.is_empty(),
-            "{what}, later: {:?}",
-            report.corruptions
-        );
+        check(&storage.to_vec()).assert_sound(&format!("{what}, later"));
     }
 }
 
@@ -300,7 +260,7 @@ fn overlay(size: u64, cluster_size: u32, refcount_bits: u32) -> CreateOptions {
     }
 }
 
-/// DESIGN.md's "crash safe", at every change of a small overlay's file.
+/// ARCHITECTURE.md's "crash safe", at every change of a small overlay's file.
 #[test]
 fn crash_safe() {
     for seed in 0..8 {
@@ -481,7 +441,7 @@ fn crash_safe_while_the_refcount_table_moves() {
     create.backing = None;
     let storage = Arc::new(CrashStorage::default());
     create_and_fill(&storage, &create);
-    let log = std::mem::take(&mut *storage.log.lock().unwrap());
+    let log = storage.changes();
     // The header is written when the table has moved: look around these points.
     let moves: Vec<usize> = log
         .iter()
@@ -492,27 +452,17 @@ fn crash_safe_while_the_refcount_table_moves() {
         .collect();
     assert!(!moves.is_empty(), "the table did not move");
     let mut random = Random(5);
-    for &moved in &moves {
-        for position in moved.saturating_sub(8)..(moved + 12).min(log.len()) {
-            let synced = log[..position]
-                .iter()
-                .rposition(|c| matches!(c, Change::Sync));
-            let pending = synced.map_or(0, |i| i + 1);
-            let mut durable = Vec::new();
-            log[..pending]
-                .iter()
-                .for_each(|change| apply(&mut durable, change));
+    let mut cuts = Cuts::default();
+    for (position, change) in log.iter().enumerate() {
+        if moves
+            .iter()
+            .any(|&moved| position + 8 >= moved && position < moved + 12)
+        {
             for _ in 0..4 {
-                let mut bytes = durable.clone();
-                tear(&mut bytes, &log[pending..position], &mut random);
-                let report = check(&bytes);
-                assert!(
-                    report.corruptions.is_empty(),
-                    "{position}: {:?}",
-                    report.corruptions
-                );
+                check(&cuts.cut(2, &mut random)).assert_sound(&format!("{position}"));
             }
         }
+        cuts.push(change);
     }
 }
 
@@ -525,9 +475,5 @@ fn create_and_fill(storage: &Arc<CrashStorage>, options: &CreateOptions) {
         image.flush().unwrap();
     }
     drop(image);
-    let report = check(&storage.now.to_vec());
-    assert!(
-        report.corruptions.is_empty() && report.leaks.is_empty(),
-        "{report:?}"
-    );
+    check(&storage.now.to_vec()).assert_clean("filled");
 }

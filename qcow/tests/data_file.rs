@@ -4,42 +4,22 @@
 
 mod support;
 
-use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use cowshed_qcow::{
-    CheckOptions, CreateOptions, DataFile, Error, Extent, Format, Image, KeyCost, MemoryStorage,
-    NewEncryption, OpenOptions, Plan, Preallocation, Reference, ReferencePolicy, ResizeOptions,
-    Secret, Storage, create,
+    CheckOptions, CreateOptions, Extent, Format, Image, KeyCost, MemoryStorage, NewEncryption,
+    OpenOptions, Plan, Preallocation, ResizeOptions, Secret,
 };
 use support::check::check;
-use support::model::{Op, Ops, SECTOR, content, mirror, perform};
-use support::storages::{Change, apply, tear};
-use support::{Files, Random, have_qemu, new_file, qemu_content, qemu_img, qemu_io};
+use support::model::{Ops, content, mirror, perform};
+use support::{
+    Files, cached, have_qemu, make_with_data as make, open_file, qemu_content, qemu_create,
+    qemu_img, qemu_io,
+};
 
 fn open(path: &Path) -> Image {
-    let options = OpenOptions {
-        cache_bytes: 32 << 10,
-        ..OpenOptions::new(Format::Qcow2)
-    };
-    Image::open(path, &options, &Files::default()).unwrap()
-}
-
-/// Makes `name` with the data file `name.data`.
-fn make(folder: &Path, name: &str, raw: bool, options: CreateOptions) {
-    let data = format!("{name}.data");
-    let storage = new_file(&folder.join(&data));
-    let data_file = Some(DataFile {
-        name: data,
-        raw,
-        storage,
-    });
-    let options = CreateOptions {
-        data_file,
-        ..options
-    };
-    support::make(folder, name, &options);
+    open_file(path, &cached(32 << 10))
 }
 
 /// Garbage where nothing has been written, which nobody may ever see.
@@ -67,13 +47,7 @@ fn exercise(folder: &Path, name: &str, seed: u64, raw: bool) {
     assert_plan_is_in_the_data_file(&image, &model, &folder.join(format!("{name}.data")));
     drop(image);
     assert!(content(&open(&path)) == model, "{name}: opened again");
-    let report = check(&std::fs::read(&path).unwrap());
-    assert!(
-        report.corruptions.is_empty(),
-        "{name}: {:?}",
-        report.corruptions
-    );
-    assert!(report.leaks.is_empty(), "{name}: leaks {:?}", report.leaks);
+    check(&std::fs::read(&path).unwrap()).assert_clean(name);
     let storage = Arc::new(MemoryStorage::new(std::fs::read(&path).unwrap()));
     let report = cowshed_qcow::check(&path, storage, &CheckOptions::default()).unwrap();
     assert_eq!((report.corruptions, report.leaks), (0, 0), "{report:?}");
@@ -140,10 +114,7 @@ fn images_that_qemu_made() {
         if raw {
             options += ",data_file_raw=on";
         }
-        let args = [
-            "create", "-q", "-f", "qcow2", "-o", &options, &name, "1000k",
-        ];
-        qemu_img(folder, &args);
+        qemu_create(folder, &options, &name, "1000k");
         let writes = [
             "write -P 3 10k 100k",
             "write -z 40k 20k",
@@ -319,194 +290,6 @@ fn data_files_grow_with_their_places() {
     }
 }
 
-/// An image over `base` that names the data file `name`, and what opening it says.
-fn attempt(folder: &Path, name: &str, references: ReferencePolicy) -> (Error, usize) {
-    let path = folder.join("hostile");
-    let _ = std::fs::remove_file(&path);
-    let data_file = Some(DataFile {
-        name: name.into(),
-        raw: false,
-        storage: Arc::new(MemoryStorage::default()),
-    });
-    let options = CreateOptions {
-        backing: Some(("base".into(), Format::Raw)),
-        data_file,
-        ..CreateOptions::new(1 << 20)
-    };
-    support::make(folder, "hostile", &options);
-    let options = OpenOptions {
-        references,
-        ..OpenOptions::new(Format::Qcow2)
-    };
-    let files = Files::default();
-    let error = Image::open(&path, &options, &files).expect_err(name);
-    let written = files.written.lock().unwrap().len();
-    (error, written)
-}
-
-#[test]
-fn hostile_names_are_not_followed() {
-    let folder = tempfile::tempdir().unwrap();
-    let outer = folder.path();
-    let folder = &outer.join("inner");
-    std::fs::create_dir(folder).unwrap();
-    std::fs::write(outer.join("secret"), vec![9; 1 << 20]).unwrap();
-    std::fs::write(folder.join("base"), vec![9; 1 << 20]).unwrap();
-    std::fs::write(folder.join("short"), vec![9; (1 << 20) - 512]).unwrap();
-    std::os::unix::fs::symlink("../secret", folder.join("symlink")).unwrap();
-    std::fs::hard_link(folder.join("base"), folder.join("twin")).unwrap();
-    use ReferencePolicy::{Any, None as Never, OwnFolder};
-    let secret = outer.join("secret");
-    for name in [
-        "../secret",
-        "./../inner/../secret",
-        "symlink",
-        secret.to_str().unwrap(),
-    ] {
-        let (error, written) = attempt(folder, name, OwnFolder);
-        let outside = matches!(
-            error,
-            Error::Outside {
-                kind: Reference::DataFile,
-                ..
-            }
-        );
-        assert!(outside, "{name}: {error}");
-        assert_eq!(written, 1, "{name} was opened");
-    }
-    let (error, written) = attempt(folder, "short", Never);
-    assert!(error.to_string().contains("not allowed here"), "{error}");
-    assert_eq!(written, 1);
-    for (name, said) in [
-        ("nbd://localhost/", "only files"),
-        ("json:{}", "only files"),
-        ("short", "1048064 bytes and the disk 1048576"),
-        // The image itself, which the guest could make what it likes.
-        ("hostile", "other files"),
-        // The base, which is never written, by its name and another.
-        ("base", "a file that it has passed"),
-        ("twin", "a file that it has passed"),
-    ] {
-        let (error, _) = attempt(folder, name, Any);
-        assert!(error.to_string().contains(said), "{name}: {error}");
-    }
-    assert_eq!(std::fs::read(secret).unwrap(), vec![9; 1 << 20]);
-    assert_eq!(
-        std::fs::read(folder.join("base")).unwrap(),
-        vec![9; 1 << 20]
-    );
-}
-
-#[test]
-fn what_a_data_file_excludes_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    let folder = folder.path();
-    make(folder, "disk", true, CreateOptions::new(1 << 20));
-    let path = folder.join("disk");
-    let good = std::fs::read(&path).unwrap();
-    let refused = |change: &dyn Fn(&mut Vec<u8>)| {
-        let mut bad = good.clone();
-        change(&mut bad);
-        std::fs::write(&path, bad).unwrap();
-        let open = OpenOptions::new(Format::Qcow2);
-        let image = Image::open(&path, &open, &Files::default());
-        let error = match image {
-            Err(error) => error,
-            Ok(image) => image.read(0, &mut [0; 1 << 20]).unwrap_err(),
-        };
-        let source = std::error::Error::source(&error).map(ToString::to_string);
-        format!("{error}: {}", source.unwrap_or_default())
-    };
-    let name = good.windows(4).position(|w| w == b"DATA").unwrap();
-    let said = refused(&|bytes| bytes[name] = 0x11);
-    assert!(
-        said.contains("incompatible_features") && said.contains("without a name"),
-        "{said}"
-    );
-    let said = refused(&|bytes| bytes[63] = 1);
-    assert!(said.contains("nb_snapshots"), "{said}");
-    let said = refused(&|bytes| {
-        let at = 1000_u64;
-        bytes[8..16].copy_from_slice(&at.to_be_bytes());
-        bytes[19] = 4;
-        bytes[1000..1004].copy_from_slice(b"base");
-    });
-    assert!(said.contains("autoclear_features"), "{said}");
-    // Entries that lead elsewhere than where the guest has the cluster.
-    let number = |at: usize| u64::from_be_bytes(good[at..at + 8].try_into().unwrap()) as usize;
-    let l2 = number(number(40)) & 0xff_ffff_fe00;
-    assert_eq!(number(l2 + 8) as u64, 1 << 63 | 65536);
-    for entry in [
-        1 << 63 | 131_072,
-        1 << 63,
-        1 << 62 | 65536,
-        1 << 63 | 65537 | 2,
-    ] {
-        let said =
-            refused(&|bytes| bytes[l2 + 8..l2 + 16].copy_from_slice(&u64::to_be_bytes(entry)));
-        assert!(said.contains("L2 entry"), "{entry:#x}: {said}");
-        let storage = Arc::new(MemoryStorage::new(std::fs::read(&path).unwrap()));
-        let report = cowshed_qcow::check(&path, storage, &CheckOptions::default()).unwrap();
-        assert!(report.corruptions > 0, "{entry:#x}");
-    }
-    std::fs::write(&path, &good).unwrap();
-    let image = open(&path);
-    let error = image.write_compressed(0, &[1; 65536]).unwrap_err();
-    assert!(error.to_string().contains("data file"), "{error}");
-}
-
-#[test]
-fn random_damage_never_panics() {
-    let folder = tempfile::tempdir().unwrap();
-    let folder = folder.path();
-    for (raw, extended_l2) in [(false, false), (true, true)] {
-        let name = format!("{raw}");
-        let options = CreateOptions {
-            cluster_size: 16384,
-            extended_l2,
-            ..CreateOptions::new(1 << 20)
-        };
-        make(folder, &name, raw, options);
-        open(&folder.join(&name))
-            .write(5000, &[1; 300_000])
-            .unwrap();
-        let good = std::fs::read(folder.join(&name)).unwrap();
-        let mut random = Random(8);
-        let mut opened = 0;
-        for _ in 0..200 {
-            let mut bad = good.clone();
-            for _ in 0..1 + random.below(6) {
-                let at = match random.below(3) {
-                    0 => random.below(300),
-                    1 => random.below(good.len() as u64) / 16384 * 16384 + random.below(512),
-                    _ => random.below(good.len() as u64),
-                };
-                bad[at as usize] = random.next() as u8;
-            }
-            let options = OpenOptions {
-                data_file: Some(Arc::new(MemoryStorage::new(vec![2; 1 << 20]))),
-                ..OpenOptions::new(Format::Qcow2)
-            };
-            let storage = Arc::new(MemoryStorage::new(bad));
-            let _ = cowshed_qcow::check(Path::new("bad"), storage.clone(), &Default::default());
-            let Ok(disk) = Image::open_over(Path::new("bad"), storage, &options, None) else {
-                continue;
-            };
-            opened += 1;
-            if disk.size() == 0 || disk.size() > 2 << 20 {
-                continue;
-            }
-            let mut ops = Ops::new(random.next(), disk.size(), disk.cluster_size().into());
-            for _ in 0..15 {
-                let _ = perform(&disk, &ops.next());
-                let _ = disk.read(0, &mut vec![0; disk.size() as usize]);
-            }
-            let _ = disk.resize(3 << 19, &ResizeOptions::default());
-        }
-        assert!(opened > 20, "{opened}");
-    }
-}
-
 /// LUKS numbers sectors by their place in the file, which here is their place on the disk.
 #[test]
 fn encrypted_data_files() {
@@ -592,212 +375,6 @@ fn without_its_data_file_an_image_can_be_looked_at_only() {
     assert_eq!(content(&image), vec![5; 1 << 20]);
     image.write(512, &[6; 512]).unwrap();
     assert_eq!(data.to_vec()[512..1024], [6; 512]);
-}
-
-/// What happened to the image and to its data file, in one order.
-type Log = Arc<Mutex<Vec<(usize, Change)>>>;
-
-/// One of both files.
-struct Part {
-    index: usize,
-    now: MemoryStorage,
-    log: Log,
-}
-
-impl Part {
-    fn log(&self, change: Change) {
-        self.log.lock().unwrap().push((self.index, change));
-    }
-}
-
-impl Storage for Part {
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.now.read_at(offset, buf)
-    }
-    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
-        self.log(Change::Write(offset, buf.to_vec()));
-        self.now.write_at(offset, buf)
-    }
-    fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.log(Change::Zero(offset, len));
-        self.now.zero(offset, len)
-    }
-    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.log(Change::Punch(offset, len));
-        self.now.punch(offset, len)
-    }
-    fn sync(&self) -> io::Result<()> {
-        self.log(Change::Sync);
-        Ok(())
-    }
-    fn len(&self) -> io::Result<u64> {
-        self.now.len()
-    }
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.log(Change::SetLen(len));
-        self.now.set_len(len)
-    }
-}
-
-/// Sectors with the values that a crash from a position of the log on may leave there.
-struct Event {
-    position: usize,
-    sectors: Vec<(usize, Vec<u8>)>,
-    flushed: bool,
-}
-
-fn base() -> Image {
-    let bytes: Vec<u8> = (0..40_usize << 10)
-        .map(|i| 0x80 | (i / SECTOR) as u8)
-        .collect();
-    let raw = OpenOptions {
-        read_only: true,
-        ..OpenOptions::new(Format::Raw)
-    };
-    let storage = Arc::new(MemoryStorage::new(bytes));
-    Image::open_over(Path::new("base"), storage, &raw, None).unwrap()
-}
-
-fn open_parts(parts: [Arc<dyn Storage>; 2], with_base: bool) -> Image {
-    let [image, data] = parts;
-    let options = OpenOptions {
-        cache_bytes: 4 << 10,
-        data_file: Some(data),
-        ..OpenOptions::new(Format::Qcow2)
-    };
-    Image::open_over(Path::new("disk"), image, &options, with_base.then(base)).unwrap()
-}
-
-/// DESIGN.md's "crash safe", with two files of which each is synced apart.
-fn crash_trial(seed: u64, raw: bool, with_base: bool, extended_l2: bool) {
-    let log = Log::default();
-    let parts = [0, 1].map(|index| {
-        let (now, log) = (MemoryStorage::default(), Arc::clone(&log));
-        Arc::new(Part { index, now, log })
-    });
-    let options = CreateOptions {
-        cluster_size: if extended_l2 { 16384 } else { 1024 },
-        extended_l2,
-        backing: with_base.then(|| ("base".into(), Format::Raw)),
-        data_file: Some(DataFile {
-            name: "data".into(),
-            raw,
-            storage: parts[1].clone(),
-        }),
-        ..CreateOptions::new(96 << 10)
-    };
-    create(Path::new("disk"), parts[0].clone(), &options).unwrap();
-    if !raw {
-        parts[1].write_at(0, &vec![0xdd; 96 << 10]).unwrap();
-        parts[1].sync().unwrap();
-    }
-    let position = || log.lock().unwrap().len();
-    let created = position();
-    let image = open_parts([parts[0].clone(), parts[1].clone()], with_base);
-    let first = content(&image);
-    let mut model = first.clone();
-    let mut ops = Ops::new(seed, image.size(), image.cluster_size().into());
-    ops.compressed = false;
-    let mut events = Vec::new();
-    for _ in 0..80 {
-        let op = ops.next();
-        let (before, from) = (model.clone(), position());
-        perform(&image, &op).unwrap();
-        mirror(&mut model, &image, &op);
-        let flushed = matches!(op, Op::Flush);
-        let zeros = match op {
-            Op::Discard { offset, len } => offset as usize..(offset + len) as usize,
-            _ => 0..0,
-        };
-        let mut sectors = Vec::new();
-        for at in (0..model.len()).step_by(SECTOR) {
-            if zeros.contains(&at) {
-                sectors.push((at / SECTOR, vec![0; SECTOR]));
-            }
-            if zeros.contains(&at) || before[at..at + SECTOR] != model[at..at + SECTOR] {
-                sectors.push((at / SECTOR, model[at..at + SECTOR].to_vec()));
-            }
-        }
-        events.push(Event {
-            position: if flushed { position() } else { from },
-            sectors,
-            flushed,
-        });
-    }
-    drop(image);
-    let log = log.lock().unwrap();
-    let mut random = Random(seed);
-    let mut possible: Vec<Vec<Vec<u8>>> = first
-        .chunks(SECTOR)
-        .map(|sector| vec![sector.to_vec()])
-        .collect();
-    let mut latest: Vec<Vec<u8>> = first.chunks(SECTOR).map(<[u8]>::to_vec).collect();
-    let mut events = events.into_iter().peekable();
-    let mut durable = [Vec::new(), Vec::new()];
-    let mut pending = [Vec::new(), Vec::new()];
-    for position in 0..=log.len() {
-        if let Some((file, change)) = position.checked_sub(1).map(|i| &log[i]) {
-            pending[*file].push(change.clone());
-            if matches!(change, Change::Sync) {
-                pending[*file]
-                    .drain(..)
-                    .for_each(|change| apply(&mut durable[*file], &change));
-            }
-        }
-        while let Some(event) = events.next_if(|event| {
-            event.position < position || event.flushed && event.position == position
-        }) {
-            for (i, value) in event.sectors {
-                possible[i].push(value.clone());
-                latest[i] = value;
-            }
-            if event.flushed {
-                possible = latest.iter().map(|value| vec![value.clone()]).collect();
-            }
-        }
-        if position < created || random.below(log.len() as u64) >= 150 {
-            continue;
-        }
-        for variant in 0..4 {
-            let files = [0, 1].map(|file| {
-                let mut bytes = durable[file].clone();
-                match variant {
-                    0 => {}
-                    1 => pending[file]
-                        .iter()
-                        .for_each(|change| apply(&mut bytes, change)),
-                    _ => tear(&mut bytes, &pending[file], &mut random),
-                }
-                bytes
-            });
-            let what = format!("seed {seed} at {position}, variant {variant}");
-            let report = check(&files[0]);
-            assert!(
-                report.corruptions.is_empty(),
-                "{what}: {:?}",
-                report.corruptions
-            );
-            let data = files[1].clone();
-            let parts = files.map(|bytes| Arc::new(MemoryStorage::new(bytes)) as Arc<dyn Storage>);
-            let now = content(&open_parts(parts, with_base));
-            for (i, (found, possible)) in now.chunks(SECTOR).zip(&possible).enumerate() {
-                let known = possible.iter().any(|value| value == found);
-                assert!(known, "{what}: sector {i} is {:02x?}", &found[..8]);
-            }
-            assert!(!raw || data == now, "{what}: the data file is another disk");
-        }
-    }
-}
-
-#[test]
-fn crash_safe() {
-    for seed in 0..4 {
-        crash_trial(seed, false, true, false);
-        crash_trial(seed + 10, true, false, false);
-    }
-    crash_trial(20, false, false, false);
-    crash_trial(21, false, true, true);
-    crash_trial(22, true, false, true);
 }
 
 #[test]

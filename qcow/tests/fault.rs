@@ -7,31 +7,18 @@ mod support;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 
 use cowshed_qcow::{CreateOptions, Format, Image, MemoryStorage, OpenOptions, create};
 use support::check::check;
 use support::model::{Op, Ops, SECTOR, content, perform};
 use support::storages::FaultStorage;
+use support::{cached, striped_base};
 
 const NAME: &str = "fault.qcow2";
 
-fn base() -> Image {
-    let raw = OpenOptions {
-        read_only: true,
-        ..OpenOptions::new(Format::Raw)
-    };
-    let storage = Arc::new(MemoryStorage::new(vec![0x77; 50_000]));
-    Image::open_over(Path::new("base"), storage, &raw, None).unwrap()
-}
-
 /// Runs the requests with the n-th call failing; whether any call failed.
 fn with_fault(n: i64, kind: ErrorKind) -> bool {
-    let storage = Arc::new(FaultStorage {
-        inner: MemoryStorage::default(),
-        left: AtomicI64::new(-1),
-        kind,
-    });
+    let storage = FaultStorage::new(Vec::new(), kind);
     let backing = Some(("base".into(), Format::Raw));
     let options = CreateOptions {
         cluster_size: 512,
@@ -40,11 +27,8 @@ fn with_fault(n: i64, kind: ErrorKind) -> bool {
     };
     create(Path::new(NAME), storage.clone(), &options).unwrap();
     let open = || {
-        let options = OpenOptions {
-            cache_bytes: 4 << 10,
-            ..OpenOptions::new(Format::Qcow2)
-        };
-        Image::open_over(Path::new(NAME), storage.clone(), &options, Some(base())).unwrap()
+        let base = Some(striped_base(50_000));
+        Image::open_over(Path::new(NAME), storage.clone(), &cached(4 << 10), base).unwrap()
     };
     let image = open();
     let mut possible: Vec<Vec<Vec<u8>>> = content(&image)
@@ -52,7 +36,7 @@ fn with_fault(n: i64, kind: ErrorKind) -> bool {
         .map(|sector| vec![sector.to_vec()])
         .collect();
     let mut ops = Ops::new(3, image.size(), 512);
-    storage.left.store(n, Ordering::Relaxed);
+    storage.fail_after(n);
     let mut failed = 0;
     for _ in 0..200 {
         let op = ops.next();
@@ -76,8 +60,7 @@ fn with_fault(n: i64, kind: ErrorKind) -> bool {
             possible.push(value);
         }
     }
-    let untouched = storage.left.load(Ordering::Relaxed) >= 0;
-    storage.left.store(-1, Ordering::Relaxed);
+    let untouched = !storage.recover();
     let flushed = image.flush();
     if flushed.is_ok() {
         for (i, sector) in content(&image).chunks(SECTOR).enumerate() {
@@ -88,12 +71,7 @@ fn with_fault(n: i64, kind: ErrorKind) -> bool {
         }
     }
     drop(image);
-    let report = check(&storage.inner.to_vec());
-    assert!(
-        report.corruptions.is_empty(),
-        "call {n}: {:?}",
-        report.corruptions
-    );
+    check(&storage.inner.to_vec()).assert_sound(&format!("call {n}"));
     let image = open();
     if flushed.is_ok() {
         for (i, sector) in content(&image).chunks(SECTOR).enumerate() {
@@ -124,11 +102,8 @@ fn every_call_fails_once() {
 #[test]
 fn opening_and_creating_with_faults() {
     for n in 0..30 {
-        let storage = Arc::new(FaultStorage {
-            inner: MemoryStorage::default(),
-            left: AtomicI64::new(n),
-            kind: ErrorKind::Other,
-        });
+        let storage = FaultStorage::new(Vec::new(), ErrorKind::Other);
+        storage.fail_after(n);
         let options = CreateOptions {
             cluster_size: 512,
             ..CreateOptions::new(64 << 10)
@@ -139,7 +114,7 @@ fn opening_and_creating_with_faults() {
         if created.is_err() {
             continue;
         }
-        let failed = storage.left.load(Ordering::Relaxed) < 0;
+        let failed = storage.recover();
         assert!(opened.is_ok() || failed, "{:?}", opened.err());
     }
 }
@@ -181,9 +156,5 @@ fn bounded() {
     image.read(written, &mut now).unwrap();
     assert_eq!(now, [7; 4096]);
     drop(image);
-    let report = check(&storage.to_vec());
-    assert!(
-        report.corruptions.is_empty() && report.leaks.is_empty(),
-        "{report:?}"
-    );
+    check(&storage.to_vec()).assert_clean("filled");
 }

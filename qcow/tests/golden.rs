@@ -7,14 +7,14 @@ mod support;
 use std::path::Path;
 
 use cowshed_qcow::{Extent, Format, Image, OpenOptions, Plan, ReferencePolicy};
-use support::{Files, Random, have_qemu, qemu_content, qemu_img, qemu_io};
+use support::{Files, Random, have_qemu, open_file, qemu_content, qemu_create, qemu_img, qemu_io};
 
 fn open(path: &Path) -> Image {
     let options = OpenOptions {
         read_only: true,
         ..OpenOptions::new(Format::Qcow2)
     };
-    Image::open(path, &options, &Files::default()).unwrap()
+    open_file(path, &options)
 }
 
 /// Reads the whole disk, and again in odd pieces, and compares with what QEMU makes of it.
@@ -174,10 +174,7 @@ fn every_refcount_width_and_preallocation() {
         let name = format!("{order}.qcow2");
         let prealloc = ["off", "metadata", "falloc", "full"][order % 4];
         let options = format!("refcount_bits={},preallocation={prealloc}", 1 << order);
-        qemu_img(
-            folder,
-            &["create", "-q", "-f", "qcow2", "-o", &options, &name, "4M"],
-        );
+        qemu_create(folder, &options, &name, "4M");
         qemu_io(folder, &name, &scribble(4 << 20, 65536, true, 5));
         assert_reads_as_qemu(folder, &name);
     }

@@ -63,7 +63,7 @@ fn offset(entry: usize) -> usize {
     entry & 0x00ff_ffff_ffff_fe00
 }
 
-/// DESIGN.md's "refuse, never guess".
+/// ARCHITECTURE.md's "refuse, never guess".
 #[test]
 fn refuse_never_guess() {
     if !have_qemu() {
@@ -406,7 +406,7 @@ impl Storage for Huge {
     }
 }
 
-/// DESIGN.md's "bounded": the largest disk and tables that the format allows, in a file as long
+/// ARCHITECTURE.md's "bounded": the largest disk and tables that the format allows, in a file as long
 /// as a file can be, and no buffer is larger than the largest L1 table.
 #[test]
 fn bounded() {

@@ -21,8 +21,9 @@ use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::sync::atomic::{AtomicU64, Ordering};
 use shuttle::thread;
 use support::check::check;
+use support::crash::{Change, CrashStorage, Cuts, apply};
 use support::model::{SECTOR, content};
-use support::storages::{Change, CrashStorage, apply};
+use support::striped_base;
 
 const NAME: &str = "interleave.qcow2";
 const CLUSTER: usize = 1024;
@@ -98,19 +99,9 @@ struct Disk {
     storage: Arc<Interleaved>,
 }
 
-fn base() -> Image {
-    let bytes = (0..SIZE).map(|i| (i / SECTOR) as u8 | 0x80).collect();
-    let raw = OpenOptions {
-        read_only: true,
-        ..OpenOptions::new(Format::Raw)
-    };
-    let storage = Arc::new(MemoryStorage::new(bytes));
-    Image::open_over(Path::new("base"), storage, &raw, None).unwrap()
-}
-
 fn open(storage: Arc<dyn Storage>) -> Image {
     let options = OpenOptions::new(Format::Qcow2);
-    Image::open_over(Path::new(NAME), storage, &options, Some(base())).unwrap()
+    Image::open_over(Path::new(NAME), storage, &options, Some(striped_base(SIZE))).unwrap()
 }
 
 impl Disk {
@@ -182,15 +173,13 @@ impl Disk {
 
     /// What is left after a power cut now, if nothing reaches the file but what a sync covers.
     fn durable(&self) -> Vec<u8> {
-        let log = self.storage.log.log.lock().unwrap();
-        let synced = log
+        let mut cuts = Cuts::default();
+        self.storage
+            .log
+            .changes()
             .iter()
-            .rposition(|change| matches!(change, Change::Sync));
-        let mut bytes = Vec::new();
-        for change in &log[..synced.unwrap_or(0)] {
-            apply(&mut bytes, change);
-        }
-        bytes
+            .for_each(|change| cuts.push(change));
+        cuts.durable
     }
 
     /// The disk's content after such a power cut.
@@ -203,7 +192,7 @@ impl Disk {
         let disk = Arc::into_inner(self).expect("every thread has ended");
         let last = content(&disk.image);
         drop(disk.image);
-        let log = std::mem::take(&mut *disk.storage.log.log.lock().unwrap());
+        let log = disk.storage.log.changes();
         let created = log
             .iter()
             .position(|change| matches!(change, Change::Write(0, _)));
@@ -420,7 +409,8 @@ fn a_snapshot_during_in_flight_writes() {
         };
         let bytes = Arc::new(MemoryStorage::new(storage.log.now.to_vec()));
         drop(storage);
-        let then = Image::open_over(Path::new(NAME), bytes, &options, Some(base())).unwrap();
+        let then =
+            Image::open_over(Path::new(NAME), bytes, &options, Some(striped_base(SIZE))).unwrap();
         let then = content(&then);
         let now = disk.close();
         assert!(now[..CLUSTER] == [2; CLUSTER]);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use cowshed_qcow::{CheckOptions, FileStorage, Format, Image, Info, OpenOptions, check};
 use support::model::content;
-use support::{Files, have_qemu, qemu_content, qemu_img, qemu_io};
+use support::{have_qemu, open_file, qemu_content, qemu_img, qemu_io};
 
 /// Holds an image of these words of `qemu-img`, each line a command, against QEMU.
 fn meets(name: &str, commands: &[&str]) {
@@ -46,8 +46,7 @@ fn meets(name: &str, commands: &[&str]) {
 }
 
 fn open(path: &Path) -> Image {
-    let options = OpenOptions::new(Format::Qcow2);
-    Image::open(path, &options, &Files::default()).unwrap()
+    open_file(path, &OpenOptions::new(Format::Qcow2))
 }
 
 /// Our check finds nothing, and the header can be described.

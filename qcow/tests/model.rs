@@ -10,15 +10,12 @@ use std::process::Command;
 use cowshed_qcow::{CreateOptions, Format, Image, OpenOptions};
 use support::check::check;
 use support::model::{Ops, content, mirror, perform};
-use support::{Files, Random, have_qemu, make, qemu_content, qemu_img, qemu_io};
+use support::{
+    Files, Random, cached, have_qemu, make, open_file, qemu_content, qemu_create, qemu_img, qemu_io,
+};
 
 fn open(path: &Path) -> Image {
-    // A cache of a few slices, so that tables come and go.
-    let options = OpenOptions {
-        cache_bytes: 32 << 10,
-        ..OpenOptions::new(Format::Qcow2)
-    };
-    Image::open(path, &options, &Files::default()).unwrap()
+    open_file(path, &cached(32 << 10))
 }
 
 /// Runs random requests and holds the result against the model, our checker and QEMU.
@@ -47,13 +44,7 @@ fn exercise(folder: &Path, name: &str, seed: u64, count: usize) {
 }
 
 fn assert_clean(folder: &Path, name: &str) {
-    let report = check(&std::fs::read(folder.join(name)).unwrap());
-    assert!(
-        report.corruptions.is_empty(),
-        "{name}: {:?}",
-        report.corruptions
-    );
-    assert!(report.leaks.is_empty(), "{name}: leaks {:?}", report.leaks);
+    check(&std::fs::read(folder.join(name)).unwrap()).assert_clean(name);
     qemu_img(folder, &["check", "-q", "-f", "qcow2", name]);
 }
 
@@ -76,10 +67,7 @@ fn images_that_qemu_made() {
                 "cluster_size={cluster},refcount_bits={},compat={compat}",
                 1 << order
             );
-            qemu_img(
-                folder,
-                &["create", "-q", "-f", "qcow2", "-o", &options, &name, &size],
-            );
+            qemu_create(folder, &options, &name, &size);
             exercise(folder, &name, order, 250);
         }
     }
@@ -211,7 +199,7 @@ fn chains_keep_their_bases() {
     assert!(std::fs::read(folder.join("old")).unwrap() == middle);
 }
 
-/// DESIGN.md's "base untouched": nothing but the top file is ever opened for writing.
+/// ARCHITECTURE.md's "base untouched": nothing but the top file is ever opened for writing.
 #[test]
 fn base_untouched() {
     if !have_qemu() {
@@ -279,10 +267,7 @@ fn snapshots_are_never_written_in_place() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     for options in ["cluster_size=4k", "cluster_size=512,refcount_bits=64"] {
-        qemu_img(
-            folder,
-            &["create", "-q", "-f", "qcow2", "-o", options, "disk", "1M"],
-        );
+        qemu_create(folder, options, "disk", "1M");
         let mut kept = Vec::new();
         for seed in 0..3 {
             exercise(folder, "disk", seed, 80);
@@ -306,17 +291,7 @@ fn lazy_refcounts_and_bitmaps() {
     }
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    let args = [
-        "create",
-        "-q",
-        "-f",
-        "qcow2",
-        "-o",
-        "lazy_refcounts=on",
-        "disk",
-        "1M",
-    ];
-    qemu_img(folder, &args);
+    qemu_create(folder, "lazy_refcounts=on", "disk", "1M");
     qemu_img(folder, &["bitmap", "--add", "disk", "b"]);
     let header = || std::fs::read(folder.join("disk")).unwrap()[72..96].to_vec();
     assert_eq!(header()[23], 1, "the bitmaps are valid");
@@ -341,19 +316,7 @@ fn the_checker_agrees_with_qemu() {
     }
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    qemu_img(
-        folder,
-        &[
-            "create",
-            "-q",
-            "-f",
-            "qcow2",
-            "-o",
-            "cluster_size=4k",
-            "disk",
-            "1M",
-        ],
-    );
+    qemu_create(folder, "cluster_size=4k", "disk", "1M");
     qemu_io(
         folder,
         "disk",

@@ -10,14 +10,14 @@ use std::sync::Arc;
 
 use cowshed_qcow::ops::{CopyOptions, Difference, Task, commit, compare, copy, rebase};
 use cowshed_qcow::{CreateOptions, Error, FileStorage, Format, Image, OpenOptions, create};
-use support::{Files, Random, have_qemu, qemu_img, qemu_io};
+use support::{Random, have_qemu, open_file, qemu_img, qemu_io};
 
 fn open(path: &Path, format: Format, read_only: bool) -> Image {
     let options = OpenOptions {
         read_only,
         ..OpenOptions::new(format)
     };
-    Image::open(path, &options, &Files::default()).unwrap()
+    open_file(path, &options)
 }
 
 /// An overlay with data, zeros, holes and zero clusters, over a raw base that is shorter.

@@ -8,15 +8,16 @@ mod support;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cowshed_qcow::{
     CheckOptions, CreateOptions, Error, FileStorage, Image, KeyCost, MemoryStorage, NewEncryption,
     OpenOptions, Plan, Repair, Storage, create, repair,
 };
+use support::crash::{CrashStorage, crashes};
 use support::encryption::{Qemu, SIZE, exercise, luks, make, new_luks, open, options, secret};
 use support::model::content;
-use support::storages::{Change, CrashStorage, FaultStorage, apply, tear};
+use support::storages::FaultStorage;
 use support::{Files, Random, have_qemu};
 
 #[test]
@@ -301,37 +302,23 @@ fn crash_safe_while_keys_change() {
     }
     drop(image);
 
-    let log = storage.log.lock().unwrap();
-    let mut random = Random(1);
-    for position in keys[0].0..=log.len() {
-        let synced = log[..position]
-            .iter()
-            .rposition(|change| matches!(change, Change::Sync));
-        let (done, pending) = log[..position].split_at(synced.map_or(0, |at| at + 1));
-        let mut durable = Vec::new();
-        done.iter().for_each(|change| apply(&mut durable, change));
-        for variant in 0..3 {
-            let mut bytes = durable.clone();
-            match variant {
-                0 => pending.iter().for_each(|change| apply(&mut bytes, change)),
-                _ => tear(&mut bytes, pending, &mut random),
-            }
-            let there = |&(_, &(from, until)): &(usize, &(usize, usize))| {
-                (from..=until).contains(&position)
-            };
-            // The first key and the last that are certain; all are too many to try.
-            let certain: Vec<_> = keys.iter().enumerate().filter(there).collect();
-            for (slot, _) in certain.first().into_iter().chain(certain.last()) {
-                let storage = Arc::new(MemoryStorage::new(bytes.clone()));
-                let password = slot.to_string();
-                let image = Image::open_over(path, storage, &options(&[&password]), None);
-                let image = image.unwrap_or_else(|error| panic!("{position}: {slot}: {error}"));
-                let mut cow = [0; 3];
-                image.read(0, &mut cow).unwrap();
-                assert_eq!(&cow, b"cow", "{position}: {slot}");
-            }
+    let log = storage.changes();
+    let from = keys[0].0;
+    crashes(&log, from, 4, &mut Random(1), &mut |position, bytes| {
+        let there =
+            |&(_, &(from, until)): &(usize, &(usize, usize))| (from..=until).contains(&position);
+        // The first key and the last that are certain; all are too many to try.
+        let certain: Vec<_> = keys.iter().enumerate().filter(there).collect();
+        for (slot, _) in certain.first().into_iter().chain(certain.last()) {
+            let storage = Arc::new(MemoryStorage::new(bytes.clone()));
+            let password = slot.to_string();
+            let image = Image::open_over(path, storage, &options(&[&password]), None);
+            let image = image.unwrap_or_else(|error| panic!("{position}: {slot}: {error}"));
+            let mut cow = [0; 3];
+            image.read(0, &mut cow).unwrap();
+            assert_eq!(&cow, b"cow", "{position}: {slot}");
         }
-    }
+    });
 }
 
 /// After a call that fails there is an error, and the first password still opens the image.
@@ -341,17 +328,13 @@ fn every_call_fails_once_while_keys_change() {
     let made = Arc::new(MemoryStorage::default());
     create(path, made.clone(), &new_luks("0")).unwrap();
     for n in 0.. {
-        let storage = Arc::new(FaultStorage {
-            inner: MemoryStorage::new(made.to_vec()),
-            left: AtomicI64::new(-1),
-            kind: ErrorKind::StorageFull,
-        });
+        let storage = FaultStorage::new(made.to_vec(), ErrorKind::StorageFull);
         let open = |password| Image::open_over(path, storage.clone(), &options(&[password]), None);
         let image = open("0").unwrap();
-        storage.left.store(n, Ordering::Relaxed);
+        storage.fail_after(n);
         let added = image.add_key(&secret("0"), &secret("1"), KeyCost::Iterations(1));
         let erased = image.erase_key_slot(1, false);
-        let failed = storage.left.swap(-1, Ordering::Relaxed) < 0;
+        let failed = storage.recover();
         assert_eq!(failed, added.is_err() || erased.is_err(), "call {n}");
         assert!(open("0").is_ok(), "call {n}");
         // What failed can be done again.

@@ -14,8 +14,8 @@ use cowshed_qcow::{
     CheckOptions, CheckReport, CreateOptions, Finding, Format, Image, MemoryStorage, OpenOptions,
     Problem, Repair, Storage, check, create, repair,
 };
+use support::crash::{CrashStorage, Cuts};
 use support::damage::{KINDS, damage, hot_spots, make, qemus, rounds, wear};
-use support::storages::{Change, CrashStorage, apply, tear};
 use support::{Random, have_qemu};
 
 const NAME: &str = "repaired.qcow2";
@@ -234,23 +234,18 @@ fn a_repair_that_was_cut_short_is_repaired() {
             let Ok(whole) = repair(Path::new(NAME), storage.clone(), what, &options) else {
                 continue;
             };
-            let log = std::mem::take(&mut *storage.log.lock().unwrap());
+            let log = storage.changes();
             let before = content(&bad);
             let danger = dangers(&bad);
-            let mut durable = bad.clone();
-            let mut pending = 0;
+            let mut sequence = Cuts::of(bad.clone());
             for position in 0..=log.len() {
-                if matches!(position.checked_sub(1).map(|i| &log[i]), Some(Change::Sync)) {
-                    log[pending..position]
-                        .iter()
-                        .for_each(|change| apply(&mut durable, change));
-                    pending = position;
+                if let Some(change) = position.checked_sub(1).map(|i| &log[i]) {
+                    sequence.push(change);
                 }
                 if random.below(log.len() as u64) >= 40 {
                     continue;
                 }
-                let mut cut = durable.clone();
-                tear(&mut cut, &log[pending..position], &mut random);
+                let cut = sequence.cut(2, &mut random);
                 let what = format!("{} {round}, cut at {position} of {}", kind.name, log.len());
                 assert_kept(&before, &content(&cut), &what);
                 if let Some(danger) = &danger {

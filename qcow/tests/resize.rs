@@ -7,16 +7,19 @@ mod support;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 
 use cowshed_qcow::{
     CreateOptions, Error, Format, Image, MemoryStorage, OpenOptions, Preallocation, ResizeOptions,
     Storage, create,
 };
 use support::check::check;
+use support::crash::{CrashStorage, crashes};
 use support::model::{Ops, SECTOR, content, mirror, perform};
-use support::storages::{CrashStorage, FaultStorage, crashes};
-use support::{Files, Random, have_qemu, qemu_content, qemu_img, qemu_io};
+use support::storages::FaultStorage;
+use support::{
+    Random, cached, have_qemu, open_file, qemu_content, qemu_create, qemu_img, qemu_io,
+    striped_base,
+};
 
 const NAME: &str = "resize.qcow2";
 const SHRINK: ResizeOptions = ResizeOptions {
@@ -24,34 +27,8 @@ const SHRINK: ResizeOptions = ResizeOptions {
     preallocation: Preallocation::Off,
 };
 
-fn options() -> OpenOptions {
-    OpenOptions {
-        cache_bytes: 4 << 10,
-        ..OpenOptions::new(Format::Qcow2)
-    }
-}
-
 fn open(path: &Path) -> Image {
-    Image::open(path, &options(), &Files::default()).unwrap()
-}
-
-fn base(len: usize) -> Image {
-    let raw = OpenOptions {
-        read_only: true,
-        ..OpenOptions::new(Format::Raw)
-    };
-    let storage = Arc::new(MemoryStorage::new(vec![0x77; len]));
-    Image::open_over(Path::new("base"), storage, &raw, None).unwrap()
-}
-
-fn assert_clean(bytes: &[u8], name: &str) {
-    let report = check(bytes);
-    assert!(
-        report.corruptions.is_empty(),
-        "{name}: {:?}",
-        report.corruptions
-    );
-    assert!(report.leaks.is_empty(), "{name}: leaks {:?}", report.leaks);
+    open_file(path, &cached(4 << 10))
 }
 
 /// Random requests and sizes; what the disk must read as afterwards.
@@ -100,7 +77,7 @@ fn model() {
         let model = exercise(&image, seed as u64, 180, 900 << 10);
         drop(image);
         assert!(content(&open(&folder.join(&name))) == model, "{name}");
-        assert_clean(&std::fs::read(folder.join(&name)).unwrap(), &name);
+        check(&std::fs::read(folder.join(&name)).unwrap()).assert_clean(&name);
         qemu_img(folder, &["check", "-q", "-f", "qcow2", &name]);
         assert!(qemu_content(folder, &name, "qcow2") == model, "{name}");
     }
@@ -117,10 +94,7 @@ fn beside_snapshots() {
     let folder = folder.path();
     for (seed, cluster) in ["512", "4k", "64k"].into_iter().enumerate() {
         let options = format!("cluster_size={cluster}");
-        let args = [
-            "create", "-q", "-f", "qcow2", "-o", &options, "disk", "600k",
-        ];
-        qemu_img(folder, &args);
+        qemu_create(folder, &options, "disk", "600k");
         qemu_io(
             folder,
             "disk",
@@ -132,7 +106,7 @@ fn beside_snapshots() {
         image.resize(100 << 10, &SHRINK).unwrap();
         let model = exercise(&image, seed as u64, 80, 900 << 10);
         drop(image);
-        assert_clean(&std::fs::read(folder.join("disk")).unwrap(), cluster);
+        check(&std::fs::read(folder.join("disk")).unwrap()).assert_clean(cluster);
         qemu_img(folder, &["check", "-q", "-f", "qcow2", "disk"]);
         assert!(qemu_content(folder, "disk", "qcow2") == model);
         qemu_img(folder, &["snapshot", "-a", "one", "disk"]);
@@ -140,17 +114,7 @@ fn beside_snapshots() {
         qemu_img(folder, &["snapshot", "-d", "one", "disk"]);
         qemu_img(folder, &["check", "-q", "-f", "qcow2", "disk"]);
     }
-    let args = [
-        "create",
-        "-q",
-        "-f",
-        "qcow2",
-        "-o",
-        "compat=0.10",
-        "old",
-        "1M",
-    ];
-    qemu_img(folder, &args);
+    qemu_create(folder, "compat=0.10", "old", "1M");
     qemu_img(folder, &["snapshot", "-c", "one", "old"]);
     let error = open(&folder.join("old"))
         .resize(2 << 20, &SHRINK)
@@ -167,17 +131,7 @@ fn in_turns_with_qemu() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let mut random = Random(11);
-    let args = [
-        "create",
-        "-q",
-        "-f",
-        "qcow2",
-        "-o",
-        "cluster_size=1k",
-        "disk",
-        "100k",
-    ];
-    qemu_img(folder, &args);
+    qemu_create(folder, "cluster_size=1k", "disk", "100k");
     let mut model = vec![0; 100 << 10];
     for i in 1..24_u8 {
         // Multiples of a cluster: QEMU leaves what lies past another end as it was.
@@ -213,7 +167,7 @@ fn in_turns_with_qemu() {
         assert!(content(&open(&folder.join("disk"))) == model, "round {i}");
         assert!(qemu_content(folder, "disk", "qcow2") == model, "round {i}");
         qemu_img(folder, &["check", "-q", "-f", "qcow2", "disk"]);
-        assert_clean(&std::fs::read(folder.join("disk")).unwrap(), "disk");
+        check(&std::fs::read(folder.join("disk")).unwrap()).assert_clean("disk");
     }
 }
 
@@ -226,7 +180,7 @@ fn growing_by_far() {
         ..CreateOptions::new(64 << 10)
     };
     create(Path::new(NAME), storage.clone(), &create_options).unwrap();
-    let image = Image::open_over(Path::new(NAME), storage.clone(), &options(), None).unwrap();
+    let image = Image::open_over(Path::new(NAME), storage.clone(), &cached(4 << 10), None).unwrap();
     image.write(0, &[1; 64 << 10]).unwrap();
     let most = 4_u64 << 20 << 15; // 32 MiB of L1 table
     for size in [1 << 20, 1 << 30, most] {
@@ -241,7 +195,7 @@ fn growing_by_far() {
     image.resize(512, &SHRINK).unwrap();
     assert_eq!(content(&image), [1; 512]);
     drop(image);
-    assert_clean(&storage.to_vec(), "grown");
+    check(&storage.to_vec()).assert_clean("grown");
 }
 
 /// What a disk gains has its place, and is written there.
@@ -306,7 +260,7 @@ fn refused_by_name() {
     let storage = Arc::new(MemoryStorage::default());
     let path = Path::new(NAME);
     create(path, storage.clone(), &CreateOptions::new(1 << 20)).unwrap();
-    let image = Image::open_over(path, storage.clone(), &options(), None).unwrap();
+    let image = Image::open_over(path, storage.clone(), &cached(4 << 10), None).unwrap();
     for size in [1000, u64::MAX - 511] {
         assert!(image.resize(size, &SHRINK).is_err(), "{size}");
     }
@@ -315,7 +269,7 @@ fn refused_by_name() {
     assert_eq!(image.size(), 1 << 20);
     let read_only = OpenOptions {
         read_only: true,
-        ..options()
+        ..cached(4 << 10)
     };
     let image = Image::open_over(path, storage, &read_only, None).unwrap();
     let error = image.resize(2 << 20, &SHRINK).unwrap_err();
@@ -385,7 +339,7 @@ fn allocator_spares_live_tables_after_an_offline_resize_with_compressed_clusters
                 }
             }
             drop(image);
-            assert_clean(&std::fs::read(&path).unwrap(), options);
+            check(&std::fs::read(&path).unwrap()).assert_clean(options);
             qemu_img(folder, &["check", "-q", "-f", "qcow2", "disk"]);
             assert!(qemu_content(folder, "disk", "qcow2") == model, "{options}");
         }
@@ -403,8 +357,8 @@ fn crash(cluster_size: u32, base_len: usize, sizes: &[u64], seed: u64) {
     };
     create(Path::new(NAME), storage.clone(), &create_options).unwrap();
     let open = |storage: Arc<dyn Storage>| {
-        let base = (base_len > 0).then(|| base(base_len));
-        Image::open_over(Path::new(NAME), storage, &options(), base).unwrap()
+        let base = (base_len > 0).then(|| striped_base(base_len));
+        Image::open_over(Path::new(NAME), storage, &cached(4 << 10), base).unwrap()
     };
     let image = open(storage.clone());
     let mut random = Random(seed);
@@ -423,14 +377,9 @@ fn crash(cluster_size: u32, base_len: usize, sizes: &[u64], seed: u64) {
         let mut expected = before.clone();
         expected.resize(pair[1] as usize, 0);
         assert!(after == expected);
-        let log = storage.log.lock().unwrap().clone();
+        let log = storage.changes();
         crashes(&log, from, 4, &mut random, &mut |position, bytes| {
-            let report = check(&bytes);
-            assert!(
-                report.corruptions.is_empty(),
-                "{position}: {:?}",
-                report.corruptions
-            );
+            check(&bytes).assert_sound(&format!("{position}"));
             let found = content(&open(Arc::new(MemoryStorage::new(bytes))));
             // The tail of a cluster that is cut may be zeros before the size changes.
             let kept = (pair[0].min(pair[1])) as usize;
@@ -466,11 +415,7 @@ fn crash_safe() {
 fn every_call_fails_once() {
     for (from, to) in [(40_u64 << 10, 200_u64 << 10), (200 << 10, 41_472)] {
         for n in 0.. {
-            let storage = Arc::new(FaultStorage {
-                inner: MemoryStorage::default(),
-                left: AtomicI64::new(-1),
-                kind: ErrorKind::Other,
-            });
+            let storage = FaultStorage::new(Vec::new(), ErrorKind::Other);
             let backing = Some(("base".into(), Format::Raw));
             let create_options = CreateOptions {
                 cluster_size: 1024,
@@ -479,24 +424,19 @@ fn every_call_fails_once() {
             };
             create(Path::new(NAME), storage.clone(), &create_options).unwrap();
             let open = || {
-                let over = Some(base(100 << 10));
-                Image::open_over(Path::new(NAME), storage.clone(), &options(), over).unwrap()
+                let over = Some(striped_base(100 << 10));
+                Image::open_over(Path::new(NAME), storage.clone(), &cached(4 << 10), over).unwrap()
             };
             let image = open();
             image.write(from - 3000, &[9; 3000]).unwrap();
             image.flush().unwrap();
             let before = content(&image);
-            storage.left.store(n, Ordering::Relaxed);
+            storage.fail_after(n);
             let resized = image.resize(to, &SHRINK);
-            let untouched = storage.left.swap(-1, Ordering::Relaxed) >= 0;
+            let untouched = !storage.recover();
             assert!(untouched || resized.is_err() || n > 10, "call {n}");
             drop(image);
-            let report = check(&storage.inner.to_vec());
-            assert!(
-                report.corruptions.is_empty(),
-                "call {n}: {:?}",
-                report.corruptions
-            );
+            check(&storage.inner.to_vec()).assert_sound(&format!("call {n}"));
             let now = content(&open());
             let kept = from.min(to) as usize;
             assert!(now[..kept] == before[..kept], "call {n}");

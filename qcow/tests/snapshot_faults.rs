@@ -8,12 +8,12 @@ mod support;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 
-use cowshed_qcow::{CreateOptions, Format, Image, MemoryStorage, NewSnapshot, Selector, create};
+use cowshed_qcow::{CreateOptions, Format, Image, NewSnapshot, Selector, create};
+use support::crash::{CrashStorage, Cuts};
 use support::lab::{Lab, Moment, NAME, assert_between, at, go_on, requests};
 use support::model::{Ops, content};
-use support::storages::{Change, CrashStorage, FaultStorage, apply, tear};
+use support::storages::FaultStorage;
 use support::{Random, have_qemu, qemu_content, qemu_img};
 
 fn crash_trial(seed: u64, cluster_size: u32, refcount_bits: u32, base_len: usize) {
@@ -47,26 +47,16 @@ fn crash_trial(seed: u64, cluster_size: u32, refcount_bits: u32, base_len: usize
         }
         moments.push((before, moment(&lab)));
     }
-    let log = std::mem::take(&mut *storage.log.lock().unwrap());
-    let (mut durable, mut applied) = (Vec::new(), 0);
+    let log = storage.changes();
+    let (mut cuts, mut done) = (Cuts::default(), 0);
     for (before, after) in &moments {
         for position in before.position..=after.position {
-            let synced = log[..position]
+            log[done..position]
                 .iter()
-                .rposition(|c| matches!(c, Change::Sync));
-            let synced = synced.map_or(0, |i| i + 1);
-            log[applied..synced.max(applied)]
-                .iter()
-                .for_each(|change| apply(&mut durable, change));
-            applied = synced.max(applied);
+                .for_each(|change| cuts.push(change));
+            done = position;
             for variant in 0..5 {
-                let mut bytes = durable.clone();
-                let pending = &log[applied..position];
-                match variant {
-                    0 => {}
-                    1 => pending.iter().for_each(|change| apply(&mut bytes, change)),
-                    _ => tear(&mut bytes, pending, &mut random),
-                }
+                let bytes = cuts.cut(variant, &mut random);
                 let what = format!("seed {seed} at {position}, variant {variant}");
                 // What has ended is durable.
                 let possible = if position == after.position {
@@ -108,11 +98,7 @@ fn crash_safe_while_taking_applying_and_deleting() {
 
 /// A disk with two snapshots on a storage that can fail.
 fn with_two_snapshots() -> (Arc<FaultStorage>, Lab, Ops) {
-    let storage = Arc::new(FaultStorage {
-        inner: MemoryStorage::default(),
-        left: AtomicI64::new(-1),
-        kind: ErrorKind::StorageFull,
-    });
+    let storage = FaultStorage::new(Vec::new(), ErrorKind::StorageFull);
     let options = CreateOptions {
         cluster_size: 512,
         ..CreateOptions::new(96 << 10)
@@ -151,9 +137,9 @@ fn fault_trial(operation: &dyn Fn(&Image) -> cowshed_qcow::Result<()>) {
     let after = moment(&lab);
     for n in 0.. {
         let (storage, mut lab, mut ops) = with_two_snapshots();
-        storage.left.store(n, Ordering::Relaxed);
+        storage.fail_after(n);
         let done = operation(&lab.image);
-        let untouched = storage.left.swap(-1, Ordering::Relaxed) >= 0;
+        let untouched = !storage.recover();
         assert!(done.is_ok() || !untouched, "{:?}", done.err());
         let what = format!("call {n}");
         let stopped = lab.image.flush().is_err();

@@ -17,7 +17,7 @@ use support::check::check;
 use support::lab::{Lab, NAME, assert_sound, at, bytes_of, file, new_image, requests};
 use support::model::{Op, Ops, content};
 use support::storages::YieldingStorage;
-use support::{Files, Random, have_qemu, qemu_img, qemu_io};
+use support::{Files, Random, have_qemu, qemu_create, qemu_img, qemu_io};
 
 fn random_life(lab: &mut Lab, mut ops: Ops, seed: u64, steps: usize) {
     let mut random = Random(seed ^ 0x5eed);
@@ -109,17 +109,7 @@ fn a_data_file_has_no_snapshots() {
     }
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    let args = [
-        "create",
-        "-q",
-        "-f",
-        "qcow2",
-        "-o",
-        "data_file=data",
-        NAME,
-        "1M",
-    ];
-    qemu_img(folder, &args);
+    qemu_create(folder, "data_file=data", NAME, "1M");
     let image = Image::open(
         &folder.join(NAME),
         &support::lab::options(),

@@ -10,6 +10,22 @@ pub struct Report {
     pub leaks: Vec<u64>,
 }
 
+impl Report {
+    /// Nothing is lost or in danger.
+    #[track_caller]
+    pub fn assert_sound(&self, what: &str) {
+        let found = &self.corruptions;
+        assert!(found.is_empty(), "{what}: {found:?}");
+    }
+
+    /// Nor is room.
+    #[track_caller]
+    pub fn assert_clean(&self, what: &str) {
+        self.assert_sound(what);
+        assert!(self.leaks.is_empty(), "{what}: leaks {:?}", self.leaks);
+    }
+}
+
 struct Bytes<'a>(&'a [u8]);
 
 impl Bytes<'_> {

@@ -32,13 +32,8 @@ fn options_of(storage: &dyn Storage) -> OpenOptions {
     }
 }
 
-pub fn base(len: usize) -> Option<Image> {
-    let raw = OpenOptions {
-        read_only: true,
-        ..OpenOptions::new(Format::Raw)
-    };
-    let storage = Arc::new(MemoryStorage::new(vec![0x77; len]));
-    (len > 0).then(|| Image::open_over(Path::new("base"), storage, &raw, None).unwrap())
+fn base(len: usize) -> Option<Image> {
+    (len > 0).then(|| super::base(vec![0x77; len]))
 }
 
 /// An image in memory with what its disk and its snapshots must have.
@@ -147,11 +142,7 @@ pub fn corruptions(bytes: &[u8]) -> Vec<String> {
 }
 
 pub fn assert_sound(storage: &dyn Storage) {
-    let report = check(&bytes_of(storage));
-    assert!(
-        report.corruptions.is_empty() && report.leaks.is_empty(),
-        "{report:?}"
-    );
+    check(&bytes_of(storage)).assert_clean("@@");
 }
 
 pub fn new_image(size: u64, cluster_size: u32, refcount_bits: u32, base_len: usize) -> Lab {

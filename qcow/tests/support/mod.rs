@@ -4,6 +4,7 @@
 
 pub mod bitmaps;
 pub mod check;
+pub mod crash;
 pub mod damage;
 pub mod encryption;
 pub mod lab;
@@ -16,7 +17,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
-use cowshed_qcow::{CreateOptions, FileStorage, Opener, Storage, create};
+use cowshed_qcow::{
+    CreateOptions, DataFile, FileStorage, Format, Image, MemoryStorage, OpenOptions, Opener,
+    Storage, create,
+};
 
 /// Opens files, locks nothing, and remembers what was opened for writing.
 #[derive(Default)]
@@ -32,6 +36,33 @@ impl Opener for Files {
         let file = FileOptions::new().read(true).write(writable).open(path)?;
         Ok(Arc::new(FileStorage::new(file)))
     }
+}
+
+/// A cache of so many bytes: with a few slices tables come and go.
+pub fn cached(cache_bytes: usize) -> OpenOptions {
+    OpenOptions {
+        cache_bytes,
+        ..OpenOptions::new(Format::Qcow2)
+    }
+}
+
+pub fn open_file(path: &Path, options: &OpenOptions) -> Image {
+    Image::open(path, options, &Files::default()).unwrap()
+}
+
+/// A raw disk that is only read: a base.
+pub fn base(bytes: Vec<u8>) -> Image {
+    let raw = OpenOptions {
+        read_only: true,
+        ..OpenOptions::new(Format::Raw)
+    };
+    let storage = Arc::new(MemoryStorage::new(bytes));
+    Image::open_over(Path::new("base"), storage, &raw, None).unwrap()
+}
+
+/// A base whose bytes tell their sector.
+pub fn striped_base(len: usize) -> Image {
+    base((0..len).map(|i| 0x80 | (i / 512) as u8).collect())
 }
 
 /// Whether QEMU's tools are here; says so if they are not.
@@ -62,6 +93,12 @@ pub fn run(folder: &Path, tool: &str, args: &[&str]) -> String {
 
 pub fn qemu_img(folder: &Path, args: &[&str]) -> String {
     run(folder, "qemu-img", args)
+}
+
+/// QEMU's new qcow2 image, with `-o options`.
+pub fn qemu_create(folder: &Path, options: &str, name: &str, size: &str) {
+    let create = ["create", "-q", "-f", "qcow2", "-o", options, name, size];
+    qemu_img(folder, &create);
 }
 
 /// Runs qemu-io commands on an image. qemu-io reports a failed command on its output only.
@@ -103,6 +140,22 @@ pub fn new_file(path: &Path) -> Arc<FileStorage> {
 pub fn make(folder: &Path, name: &str, options: &CreateOptions) {
     let path = folder.join(name);
     create(&path, new_file(&path), options).unwrap();
+}
+
+/// Makes `name` with the data file `name.data`.
+pub fn make_with_data(folder: &Path, name: &str, raw: bool, options: CreateOptions) {
+    let data = format!("{name}.data");
+    let storage = new_file(&folder.join(&data));
+    let data_file = Some(DataFile {
+        name: data,
+        raw,
+        storage,
+    });
+    let options = CreateOptions {
+        data_file,
+        ..options
+    };
+    make(folder, name, &options);
 }
 
 /// A small, seeded generator: the suites' choices are the same in each run.
