@@ -8,7 +8,9 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
-use cowshed_qcow::{CreateOptions, Format, Image, MemoryStorage, OpenOptions, create};
+use cowshed_qcow::{
+    CreateOptions, DataFile, Format, Image, MemoryStorage, OpenOptions, Storage, create,
+};
 use support::check::check;
 use support::model::{Op, Ops, SECTOR, content, perform};
 use support::storages::FaultStorage;
@@ -16,19 +18,37 @@ use support::{cached, striped_base};
 
 const NAME: &str = "fault.qcow2";
 
-/// Runs the requests with the n-th call failing; whether any call failed.
-fn with_fault(n: i64, kind: ErrorKind) -> bool {
+/// Where the guest's data is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Home {
+    Image,
+    DataFile,
+    RawDataFile,
+}
+
+/// Runs the requests with the n-th call failing, of whichever file; whether any call failed.
+fn with_fault(n: i64, kind: ErrorKind, home: Home) -> bool {
     let storage = FaultStorage::new(Vec::new(), kind);
-    let backing = Some(("base".into(), Format::Raw));
+    let data = (home != Home::Image).then(|| storage.beside());
+    let raw = home == Home::RawDataFile;
     let options = CreateOptions {
         cluster_size: 512,
-        backing,
+        backing: (!raw).then(|| ("base".into(), Format::Raw)),
+        data_file: data.clone().map(|storage| DataFile {
+            name: "data".into(),
+            raw,
+            storage,
+        }),
         ..CreateOptions::new(96 << 10)
     };
     create(Path::new(NAME), storage.clone(), &options).unwrap();
     let open = || {
-        let base = Some(striped_base(50_000));
-        Image::open_over(Path::new(NAME), storage.clone(), &cached(4 << 10), base).unwrap()
+        let base = (!raw).then(|| striped_base(50_000));
+        let options = OpenOptions {
+            data_file: data.clone().map(|data| data as Arc<dyn Storage>),
+            ..cached(4 << 10)
+        };
+        Image::open_over(Path::new(NAME), storage.clone(), &options, base).unwrap()
     };
     let image = open();
     let mut possible: Vec<Vec<Vec<u8>>> = content(&image)
@@ -36,6 +56,7 @@ fn with_fault(n: i64, kind: ErrorKind) -> bool {
         .map(|sector| vec![sector.to_vec()])
         .collect();
     let mut ops = Ops::new(3, image.size(), 512);
+    ops.compressed = data.is_none();
     storage.fail_after(n);
     let mut failed = 0;
     for _ in 0..200 {
@@ -81,6 +102,13 @@ fn with_fault(n: i64, kind: ErrorKind) -> bool {
             );
         }
     }
+    if let Some(data) = data.filter(|_| raw) {
+        let another = "the data file is another disk";
+        assert!(
+            data.inner.to_vec() == content(&image),
+            "call {n}: {another}"
+        );
+    }
     assert!(
         untouched || failed <= 1,
         "call {n}: one fault, {failed} failures"
@@ -90,12 +118,14 @@ fn with_fault(n: i64, kind: ErrorKind) -> bool {
 
 #[test]
 fn every_call_fails_once() {
-    for kind in [ErrorKind::Other, ErrorKind::StorageFull] {
-        let mut n = 0;
-        while with_fault(n, kind) {
-            n += 1;
+    for home in [Home::Image, Home::DataFile, Home::RawDataFile] {
+        for kind in [ErrorKind::Other, ErrorKind::StorageFull] {
+            let mut n = 0;
+            while with_fault(n, kind, home) {
+                n += 1;
+            }
+            assert!(n > 200, "only {n} calls");
         }
-        assert!(n > 200, "only {n} calls");
     }
 }
 

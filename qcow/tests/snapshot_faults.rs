@@ -174,3 +174,61 @@ fn every_call_fails_once() {
     fault_trial(&|image| image.apply_snapshot(&Selector::Id("1".into())));
     fault_trial(&|image| image.delete_snapshot(&Selector::Id("1".into())));
 }
+
+/// Each call fails once while VM state is written beside one that a snapshot has, and taken: an
+/// error, the disk and its snapshots as they were, and the next try succeeds.
+#[test]
+fn every_call_fails_once_while_vm_state_is_written() {
+    let state: Vec<u8> = (0..9_000).map(|i| (i / 512) as u8 | 1).collect();
+    let new = NewSnapshot {
+        vm_state_size: state.len() as u64,
+        ..NewSnapshot::new("running")
+    };
+    for n in 0.. {
+        let (storage, mut lab, mut ops) = with_two_snapshots();
+        let older = vec![0xaa; 6_000];
+        lab.image.write_vm_state(100, &older).unwrap();
+        lab.take();
+        let before = moment(&lab);
+        let mut after = before.clone();
+        after.snapshots.push(("4".into(), before.disk.clone()));
+        storage.fail_after(n);
+        // In pieces, so that clusters are written in part and the L1 table moves.
+        let written = (state.chunks(1_700).zip(0..))
+            .try_for_each(|(part, i)| lab.image.write_vm_state(i * 1_700, part));
+        let taken = written.and_then(|()| lab.image.create_snapshot(&new));
+        let untouched = !storage.recover();
+        assert!(taken.is_ok() || !untouched, "{:?}", taken.err());
+        let what = format!("call {n}");
+        let goes_on = lab.image.flush().is_ok();
+        if goes_on && lab.image.snapshots().unwrap().len() == 3 {
+            assert!(content(&lab.image) == before.disk, "{what}");
+            lab.image.write_vm_state(0, &state).unwrap();
+            lab.image.create_snapshot(&new).unwrap();
+        }
+        let possible = [if goes_on { &after } else { &before }, &after];
+        let mut again = assert_between(storage.inner.to_vec(), 0, possible, &what);
+        let mut read = vec![0; state.len()];
+        if again
+            .image
+            .snapshots()
+            .unwrap()
+            .iter()
+            .any(|s| s.name == "running")
+        {
+            let running = Selector::Name("running".into());
+            at(&again.storage, running, 0)
+                .read_vm_state(0, &mut read)
+                .unwrap();
+            assert!(read == state, "{what}");
+        }
+        let third = at(&again.storage, Selector::Id("3".into()), 0);
+        third.read_vm_state(100, &mut read[..older.len()]).unwrap();
+        assert!(read[..older.len()] == older, "{what}: the older state");
+        go_on(&mut again, &mut ops, &mut Random(n as u64), &what);
+        if untouched {
+            assert!(n > 50, "only {n} calls");
+            return;
+        }
+    }
+}
