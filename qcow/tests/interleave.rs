@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use cowshed_qcow::{
     CreateOptions, Extent, Format, Image, MemoryStorage, NewSnapshot, OpenOptions, Pin, Plan,
@@ -419,5 +419,101 @@ fn a_snapshot_during_in_flight_writes() {
         let whole = |byte| then[..CLUSTER] == [byte; CLUSTER];
         assert!(whole(1) || whole(2), "half of a write is in the snapshot");
         assert!(sector(&then, 3) == [1; SECTOR]);
+    });
+}
+
+const BITMAP: &str = "changes";
+
+/// Whether a bitmap has each sector in which two disks differ.
+fn assert_marked(image: &Image, before: &[u8], after: &[u8], what: &str) {
+    let marked = image.dirty_ranges(BITMAP, 0..SIZE as u64).unwrap();
+    for i in 0..SIZE / SECTOR {
+        let at = (i * SECTOR) as u64;
+        let covered = marked.iter().any(|range| range.contains(&at));
+        let same = sector(before, i) == sector(after, i);
+        assert!(covered || same, "{what}: sector {i} is not marked");
+    }
+}
+
+/// What changes after a bitmap was cleared is in it, whatever was in flight then: an incremental
+/// backup misses nothing.
+#[test]
+fn a_bitmap_is_cleared_during_in_flight_writes() {
+    explore(|| {
+        let disk = Disk::new();
+        disk.image.write(0, &[1; 4 * CLUSTER]).unwrap();
+        let granularity = Some(SECTOR as u32);
+        disk.image.add_bitmap(BITMAP, granularity, true).unwrap();
+        let backup = Arc::new(Mutex::new(Vec::new()));
+        let copy = backup.clone();
+        let tasks: Vec<Task> = vec![
+            Box::new(|disk| {
+                disk.write_planned(0, &[2; CLUSTER]);
+                disk.image.write(20 * CLUSTER as u64, &[3; SECTOR]).unwrap();
+            }),
+            Box::new(|disk| {
+                disk.image.discard(CLUSTER as u64, CLUSTER as u64).unwrap();
+                disk.image.flush().unwrap();
+                disk.write_planned(2, &[4; SECTOR]);
+            }),
+            Box::new(move |disk| {
+                disk.image.clear_bitmap(BITMAP).unwrap();
+                *copy.lock().unwrap() = content(&disk.image);
+            }),
+        ];
+        together(&disk, tasks);
+        let then = backup.lock().unwrap().clone();
+        let now = content(&disk.image);
+        assert_marked(&disk.image, &then, &now, "in the end");
+        disk.image.store_bitmaps().unwrap();
+        let stored = open(Arc::new(MemoryStorage::new(disk.storage.log.now.to_vec())));
+        assert_marked(&stored, &then, &now, "stored");
+        drop(stored);
+        disk.close();
+    });
+}
+
+/// Whatever a power cut leaves, a bitmap that claims to be right has every change.
+#[test]
+fn a_bitmap_is_stored_during_writes_and_a_snapshot() {
+    explore(|| {
+        let disk = Disk::new();
+        disk.image.write(0, &[1; 4 * CLUSTER]).unwrap();
+        let granularity = Some(SECTOR as u32);
+        disk.image.add_bitmap(BITMAP, granularity, true).unwrap();
+        let (start, from) = (content(&disk.image), disk.storage.log.position());
+        let tasks: Vec<Task> = vec![
+            Box::new(|disk| {
+                disk.write_planned(0, &[2; CLUSTER]);
+                disk.image.flush().unwrap();
+                disk.image.write(20 * CLUSTER as u64, &[3; SECTOR]).unwrap();
+            }),
+            Box::new(|disk| {
+                disk.image.store_bitmaps().unwrap();
+                disk.image.discard(CLUSTER as u64, CLUSTER as u64).unwrap();
+            }),
+            Box::new(|disk| {
+                let new = NewSnapshot::new("moment");
+                disk.image.create_snapshot(&new).unwrap();
+                disk.image.write(2 * CLUSTER as u64, &[4; SECTOR]).unwrap();
+            }),
+        ];
+        together(&disk, tasks);
+        disk.image.store_bitmaps().unwrap();
+        let mut cuts = Cuts::default();
+        for (i, change) in disk.storage.log.changes().iter().enumerate() {
+            cuts.push(change);
+            if i < from || !matches!(change, Change::Sync) {
+                continue;
+            }
+            let left = open(Arc::new(MemoryStorage::new(cuts.durable.clone())));
+            if left.bitmaps().unwrap()[0].inconsistent.is_none() {
+                assert_marked(&left, &start, &content(&left), "after a power cut");
+            }
+        }
+        let left = open(Arc::new(MemoryStorage::new(cuts.durable)));
+        assert!(left.bitmaps().unwrap()[0].inconsistent.is_none());
+        drop(left);
+        disk.close();
     });
 }
