@@ -43,6 +43,8 @@ pub struct Run {
     pub console_log: Option<PathBuf>,
     /// Where the report is written.
     pub report: Option<PathBuf>,
+    /// How the guest is kept from the host.
+    pub sandbox: Sandbox,
 }
 
 /// Which disk carries the root file system.
@@ -149,6 +151,29 @@ pub struct Overlays {
     pub keep: Option<PathBuf>,
 }
 
+/// How the guest is kept from the host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sandbox {
+    /// Whether at all.
+    pub mode: SandboxMode,
+    /// The user, and after a colon the group, that the machine's process becomes.
+    pub user: Option<String>,
+    /// The folder that becomes the machine's process's root.
+    pub chroot: Option<PathBuf>,
+}
+
+/// Whether there is a sandbox.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SandboxMode {
+    /// None.
+    Off,
+    /// As far as the host's kernel has one.
+    #[default]
+    On,
+    /// No run without all of it.
+    Require,
+}
+
 /// A file or folder to copy between host and guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Copy {
@@ -180,6 +205,7 @@ impl Run {
             copy_out: Vec::new(),
             console_log: None,
             report: None,
+            sandbox: Sandbox::default(),
         }
     }
 }

@@ -18,6 +18,7 @@ pub mod memory;
 mod monitor;
 pub mod pci;
 pub mod report;
+pub mod sandbox;
 pub mod session;
 mod stderr;
 pub mod terminal;

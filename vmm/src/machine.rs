@@ -1,7 +1,7 @@
 //! A machine: its VM, memory, buses and vCPUs, from creation to stop.
 
 use std::io::{self, Write};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use cowshed_devices::bus::{self, Bus};
@@ -24,6 +24,7 @@ use crate::fallback::{self, Fallback};
 use crate::host::Virtualization;
 use crate::irq::Interrupts;
 use crate::pci::{ConfigPorts, Ecam, PciBus};
+use crate::sandbox::{Sandbox, Thread};
 use crate::vcpu::{self, Running, Vcpu};
 use crate::{acpi, boot, cpu, firmware, layout, memory};
 
@@ -213,8 +214,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Creates the vCPUs and lets the guest go.
-    pub fn start(self) -> Result<RunningMachine, Error> {
+    /// Creates the vCPUs and lets the guest go. Before that this thread, and each vCPU's own, is confined.
+    pub fn start(self, sandbox: Sandbox) -> Result<RunningMachine, Error> {
         vcpu::prepare_kicks().map_err(|source| Error::Io("install the vCPU signal", source))?;
         let pci = Arc::new(self.pci);
         let ports = Arc::new(ConfigPorts::new(pci.clone()));
@@ -265,12 +266,24 @@ impl Machine {
             _memory: self.memory,
             started: Instant::now(),
         };
+        // The vCPUs' threads are made first, so that they are not bound by this thread's list besides
+        // their own. All wait for this thread.
+        let gate = Arc::new(Mutex::new(()));
+        let shut = gate.lock();
         for vcpu in vcpus {
+            let gate = gate.clone();
+            let prepare = move || {
+                sandbox.confine(Thread::Vcpu);
+                drop(gate.lock());
+            };
             // If it fails, the machine is dropped, which stops those that run.
-            let running = vcpu.start(self.end.clone());
+            let running = vcpu.start(self.end.clone(), prepare);
             let running = running.map_err(|source| Error::Io("start a vCPU's thread", source))?;
             machine.vcpus.push(running);
         }
+        sandbox.confine(Thread::Main);
+        machine.started = Instant::now();
+        drop(shut);
         Ok(machine)
     }
 }

@@ -39,7 +39,7 @@ fn nothing_of_a_machine_outlives_it() {
     };
     let vm = Arc::downgrade(&machine.vm);
     let (pio, mmio) = (Arc::downgrade(&machine.pio), Arc::downgrade(&machine.mmio));
-    let running = machine.start().unwrap();
+    let running = machine.start(Sandbox::off()).unwrap();
     let pci = Arc::downgrade(&running.pci);
     assert!(pio.upgrade().is_some() && mmio.upgrade().is_some());
     drop(running);
@@ -59,7 +59,7 @@ fn a_vcpu_whose_thread_panicked_can_be_stopped() {
     let Some(machine) = machine(1, end) else {
         return;
     };
-    let mut running = machine.start().unwrap();
+    let mut running = machine.start(Sandbox::off()).unwrap();
     dead.recv().unwrap_err();
     running.stop_vcpus();
 }

@@ -67,8 +67,12 @@ pub fn prepare_kicks() -> io::Result<()> {
 }
 
 impl Vcpu {
-    /// Runs the vCPU on a thread of its own. What ends the guest goes to `end`.
-    pub fn start(mut self, end: EndSink) -> io::Result<Running> {
+    /// Runs the vCPU on a thread of its own, after `prepare`. What ends the guest goes to `end`.
+    pub fn start(
+        mut self,
+        end: EndSink,
+        prepare: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Running> {
         let run: *mut kvm_run = self.fd.get_kvm_run();
         // SAFETY: `run` points into the mapping that `fd` owns.
         let immediate_exit = unsafe { &raw mut (*run).immediate_exit };
@@ -83,6 +87,7 @@ impl Vcpu {
                 let mut vcpu = self;
                 // Dropped before the vCPU, also when the thread panics.
                 let _guard = LetsGo(&shared);
+                prepare();
                 if let Some(ending) = vcpu.run(&shared) {
                     end(ending);
                 }

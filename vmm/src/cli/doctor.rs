@@ -3,6 +3,7 @@
 mod guests;
 mod kernel;
 mod kvm;
+mod sandbox;
 
 use std::fmt::{self, Display};
 use std::io::{self, Write};
@@ -114,7 +115,15 @@ impl Display for Diagnosis {
 
 /// Runs the checks: status 0 if nothing needed is missing, else 1.
 pub(super) fn run(args: &DoctorArgs) -> ExitCode {
-    let diagnosis = Diagnosis::from([kvm::checks(), kernel::checks(), guests::checks()].concat());
+    let diagnosis = Diagnosis::from(
+        [
+            kvm::checks(),
+            sandbox::checks(),
+            kernel::checks(),
+            guests::checks(),
+        ]
+        .concat(),
+    );
     let page = match args.json {
         // Strings and booleans always serialise.
         true => serde_json::to_string_pretty(&diagnosis).unwrap_or_default() + "\n",
@@ -167,7 +176,13 @@ mod tests {
 
     #[test]
     fn this_host_is_checked_and_every_trouble_has_a_remedy() {
-        let checks = [kvm::checks(), kernel::checks(), guests::checks()].concat();
+        let checks = [
+            kvm::checks(),
+            sandbox::checks(),
+            kernel::checks(),
+            guests::checks(),
+        ]
+        .concat();
         for check in checks {
             assert_eq!(
                 check.remedy.is_none(),

@@ -66,6 +66,7 @@ enum LogFormat {
 /// The `cowshed` program.
 #[must_use]
 pub fn main() -> ExitCode {
+    one_heap();
     let args: Vec<OsString> = std::env::args_os().collect();
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
@@ -136,6 +137,16 @@ fn report_path(args: &[OsString]) -> Option<PathBuf> {
         }
     }
     None
+}
+
+/// Has the C library keep one heap for all threads: less memory, a faster start, and nothing to ask the
+/// host's files about when it shrinks, which the sandbox would not allow.
+fn one_heap() {
+    // SAFETY: there are no other threads yet.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
 }
 
 fn start_logging(verbose: u8, format: LogFormat) {

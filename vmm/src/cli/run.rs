@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use clap::{Args, value_parser};
+use clap::{Args, ValueEnum, value_parser};
 
 use super::{disk_option, value};
 use crate::config::{self, Cmdline, Copy, Disk, Overlay, Overlays, Root};
@@ -173,6 +173,24 @@ pub(super) struct RunArgs {
     )]
     boot_timeout: Option<Duration>,
 
+    /// Keep the process that the guest runs in from files, network and all system calls but its own:
+    /// 'on' as far as this host can, 'require' all of it
+    #[arg(
+        long,
+        value_name = "WHETHER",
+        default_value = "on",
+        help_heading = "Sandbox"
+    )]
+    sandbox: SandboxMode,
+
+    /// As root: run the guest as this user (names or numbers)
+    #[arg(long, value_name = "USER[:GROUP]", help_heading = "Sandbox")]
+    user: Option<String>,
+
+    /// As root: give the process that the guest runs in this folder for its root; an empty one is enough
+    #[arg(long, value_name = "FOLDER", help_heading = "Sandbox")]
+    chroot: Option<PathBuf>,
+
     /// Write all that the guest's console says to this file
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     console_log: Option<PathBuf>,
@@ -180,6 +198,14 @@ pub(super) struct RunArgs {
     /// Write a JSON report: why the run ended, status, times, bytes, overlay size
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     report: Option<PathBuf>,
+}
+
+/// Words for [`config::SandboxMode`].
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum SandboxMode {
+    Off,
+    On,
+    Require,
 }
 
 /// Options that do not fit together, where clap cannot say it.
@@ -233,6 +259,15 @@ impl RunArgs {
             copy_out: self.copy_out,
             console_log: self.console_log,
             report: self.report,
+            sandbox: config::Sandbox {
+                mode: match self.sandbox {
+                    SandboxMode::Off => config::SandboxMode::Off,
+                    SandboxMode::On => config::SandboxMode::On,
+                    SandboxMode::Require => config::SandboxMode::Require,
+                },
+                user: self.user,
+                chroot: self.chroot,
+            },
         })
     }
 }

@@ -48,7 +48,7 @@ fn everything_said() {
     let args = "--kernel k --initrd i --cmdline -x --cpus 2 --memory 1G --timeout 60 \
                 --boot-timeout 2m --disk d,readonly --disk e --overlay o --overlay-size 1G \
                 --overlay-dir f --keep-overlay p --console-log c --env A=1 --env B=2 --cwd /w \
-                --copy-in a:/b --copy-out /c:d --report r -vv --log-format json image -- a -b --";
+                --copy-in a:/b --copy-out /c:d --report r --sandbox require --user u:g --chroot e -vv --log-format json image -- a -b --";
     let args: Vec<&str> = args.split_whitespace().collect();
     let cli = Cli::try_parse_from([&["cowshed", "run"], args.as_slice()].concat()).unwrap();
     let Command::Run(run) = cli.command else {
@@ -91,6 +91,11 @@ fn everything_said() {
         copy_out: copy("/c", "d"),
         console_log: Some("c".into()),
         report: Some("r".into()),
+        sandbox: config::Sandbox {
+            mode: config::SandboxMode::Require,
+            user: Some("u:g".to_owned()),
+            chroot: Some("e".into()),
+        },
     };
     assert_eq!(run.into_config(false), Ok(expected));
     assert_eq!(cli.verbose, 2);

@@ -22,10 +22,13 @@ use cowshed_guest_protocol::{CONTROL_PORT, STDERR_PORT, STDIN_PORT, STDOUT_PORT}
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
+use crate::config;
 use crate::disk::Disks;
 use crate::guest::{self, Guest};
 use crate::machine::{self, Machine, RunningMachine};
 use crate::report::chain;
+use crate::sandbox::{self, Identity, Sandbox};
+use crate::stderr::Stderr;
 use console::Console;
 use link::{Closed, Link, Order, Told};
 use screen::{Closer, Screen};
@@ -45,6 +48,10 @@ pub(crate) struct Parts {
     pub(crate) console_log: Option<File>,
     /// Who uses the guest.
     pub(crate) user: User,
+    /// What it is kept from.
+    pub(crate) sandbox: config::Sandbox,
+    /// Whose rights it has; `None`: ours.
+    pub(crate) identity: Option<Identity>,
 }
 
 /// Who uses the guest.
@@ -62,6 +69,8 @@ pub(crate) enum User {
 enum Error {
     #[error(transparent)]
     Machine(#[from] machine::Error),
+    #[error(transparent)]
+    Sandbox(#[from] sandbox::Error),
     #[error("cannot {0}")]
     Io(&'static str, #[source] io::Error),
 }
@@ -83,6 +92,7 @@ pub(crate) fn run(parts: Parts, link: Link<Told, Order>) {
 struct Monitor {
     link: Link<Told, Order>,
     machine: RunningMachine,
+    sandbox: Sandbox,
     workers: Arc<Workers>,
     disks: Disks,
     stats: Vec<Arc<BlockStats>>,
@@ -108,6 +118,7 @@ impl Monitor {
             let panic = shown.panic();
             tell.tell(&Told::Ending { how, panic });
         });
+        let host = parts.machine.virtualization;
         let workers = Arc::new(Workers::new().map_err(io("make an event"))?);
         let mut machine = Machine::new(parts.machine, end, workers.clone())?;
         let serial = machine.add_serial(Box::new(console.clone()))?;
@@ -139,14 +150,20 @@ impl Monitor {
         let unpacked = guest::unpacked_kernels();
         machine.load(kernel, &initrd, &parts.guest.cmdline, unpacked.as_ref())?;
 
+        // A panic's words, without the backtrace that would open files.
+        std::panic::set_hook(Box::new(|panic| {
+            let _ = writeln!(Stderr, "cowshed: {panic}");
+        }));
+        let sandbox = Sandbox::enter(&parts.sandbox, parts.identity, host)?;
         if let Some(terminal) = terminal {
             let escape = link.clone();
-            input::forward(serial, terminal, move || escape.tell(&Told::Escaped))
-                .map_err(io("read standard input"))?;
+            let escape = move || escape.tell(&Told::Escaped);
+            input::forward(serial, terminal, sandbox, escape).map_err(io("read standard input"))?;
         }
         Ok(Self {
             link,
-            machine: machine.start()?,
+            machine: machine.start(sandbox)?,
+            sandbox,
             workers,
             disks: parts.disks,
             stats,
@@ -172,7 +189,7 @@ impl Monitor {
             }
             let [ordered, wanted] = fds.map(|fd| !fd.revents().is_empty());
             if wanted {
-                self.workers.serve();
+                self.workers.serve(self.sandbox);
             }
             if !ordered {
                 continue;

@@ -50,6 +50,10 @@ impl Process {
     /// Waits for its end and says how that came, in words that follow "the machine's process".
     pub(crate) fn wait(mut self) -> String {
         match self.reap().and_then(|status| status.terminating_signal()) {
+            // The kernel's audit message has the thread's name and the number of the call.
+            Some(libc::SIGSYS) => "was ended by its sandbox, for a system call that it never makes: either \
+                 its guest has broken into it, or this is a bug in cowshed. The host's kernel log has \
+                 thread and call: journalctl -k --grep type=1326".into(),
             Some(libc::SIGKILL) => "was killed (signal 9): did the host run out of memory?".into(),
             Some(signal) => {
                 format!("was ended by signal {signal}: this is a bug in cowshed, please report it")

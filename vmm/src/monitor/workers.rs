@@ -9,6 +9,8 @@ use std::thread::{self, JoinHandle};
 use cowshed_devices::threads::{Kind, Threads};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::sandbox::{self, Sandbox};
+
 /// Threads that were asked for, until the main thread makes them.
 pub(super) struct Workers {
     /// None once no more are made.
@@ -36,8 +38,8 @@ impl Workers {
         &self.wake
     }
 
-    /// Makes the threads that are wanted.
-    pub(super) fn serve(&self) {
+    /// Makes the threads that are wanted, each confined to what its kind does.
+    pub(super) fn serve(&self, sandbox: Sandbox) {
         // "Would block": somebody else's wake-up was for these, too.
         let _ = self.wake.read();
         let wanted = self.wanted().as_mut().map(std::mem::take);
@@ -49,7 +51,11 @@ impl Workers {
         } in wanted.into_iter().flatten()
         {
             tracing::debug!(?kind, name, "a device starts a thread");
-            let thread = thread::Builder::new().name(name).spawn(work);
+            let confined = move || {
+                sandbox.confine(sandbox::Thread::Device(kind));
+                work();
+            };
+            let thread = thread::Builder::new().name(name).spawn(confined);
             // Whoever asked waits for the answer.
             let _ = made.send(thread);
         }
@@ -103,7 +109,7 @@ mod tests {
         };
         let first = asks("first");
         while !first.is_finished() {
-            workers.serve();
+            workers.serve(Sandbox::off());
             thread::yield_now();
         }
         let made = first.join().unwrap().unwrap();

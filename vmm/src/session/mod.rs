@@ -22,6 +22,7 @@ use crate::monitor::link::{Closed, Link, Order, Told};
 use crate::monitor::process::Process;
 use crate::monitor::{self, Parts, User};
 use crate::report::{Measures, Outcome, Report, chain};
+use crate::sandbox::{self, Identity};
 use crate::stderr::Stderr;
 use crate::terminal;
 use job::{Conversation, Job};
@@ -46,6 +47,8 @@ enum Error {
     Disk(#[from] disk::Error),
     #[error(transparent)]
     Guest(#[from] guest::Error),
+    #[error(transparent)]
+    Sandbox(#[from] sandbox::Error),
     #[error("cannot write the console log {}", .0.display())]
     ConsoleLog(PathBuf, #[source] io::Error),
     #[error("cannot {0}")]
@@ -94,6 +97,8 @@ struct Session<'a> {
 impl<'a> Session<'a> {
     fn start(config: &'a config::Run, begin: Instant) -> Result<Self, Error> {
         let io = |what| move |source| Error::Io(what, source);
+        let user = config.sandbox.user.as_deref();
+        let identity = user.map(Identity::find).transpose()?;
         let virtualization = Virtualization::of_host();
         // Disks before the kernel, which may take minutes to make: mistakes show at once.
         let disks = disk::open(config, guest::root_image(config)?.as_deref())?;
@@ -130,6 +135,8 @@ impl<'a> Session<'a> {
             disks,
             console_log,
             user,
+            sandbox: config.sandbox.clone(),
+            identity,
         });
         let started = Process::start(|link| {
             if let Some(parts) = parts.take() {
