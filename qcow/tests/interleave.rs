@@ -17,13 +17,14 @@ use cowshed_qcow::{
     CreateOptions, Extent, Format, Image, MemoryStorage, NewSnapshot, OpenOptions, Pin, Plan,
     Selector, Storage, create,
 };
+use shuttle::rand::RngCore as _;
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::sync::atomic::{AtomicU64, Ordering};
 use shuttle::thread;
 use support::check::check;
-use support::crash::{Change, CrashStorage, Cuts, apply};
+use support::crash::{Change, CrashStorage, Cuts, apply, crashes};
 use support::model::{SECTOR, content};
-use support::striped_base;
+use support::{Random, striped_base};
 
 const NAME: &str = "interleave.qcow2";
 const CLUSTER: usize = 1024;
@@ -500,20 +501,17 @@ fn a_bitmap_is_stored_during_writes_and_a_snapshot() {
         ];
         together(&disk, tasks);
         disk.image.store_bitmaps().unwrap();
-        let mut cuts = Cuts::default();
-        for (i, change) in disk.storage.log.changes().iter().enumerate() {
-            cuts.push(change);
-            if i < from || !matches!(change, Change::Sync) {
-                continue;
-            }
-            let left = open(Arc::new(MemoryStorage::new(cuts.durable.clone())));
+        let changes = disk.storage.log.changes();
+        let mut random = Random(shuttle::rand::thread_rng().next_u64());
+        crashes(&changes, from, 3, &mut random, &mut |_, bytes| {
+            let left = open(Arc::new(MemoryStorage::new(bytes)));
             if left.bitmaps().unwrap()[0].inconsistent.is_none() {
                 assert_marked(&left, &start, &content(&left), "after a power cut");
             }
-        }
-        let left = open(Arc::new(MemoryStorage::new(cuts.durable)));
-        assert!(left.bitmaps().unwrap()[0].inconsistent.is_none());
-        drop(left);
+        });
+        let stored = open(Arc::new(MemoryStorage::new(disk.storage.log.now.to_vec())));
+        assert!(stored.bitmaps().unwrap()[0].inconsistent.is_none());
+        drop(stored);
         disk.close();
     });
 }
