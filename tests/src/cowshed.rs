@@ -170,6 +170,11 @@ impl Running {
         self.child.stderr.take().expect("standard error, once")
     }
 
+    /// The number of its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends it `signal`.
     ///
     /// # Panics
