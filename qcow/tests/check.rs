@@ -53,7 +53,7 @@ fn sound_images_are_clean_and_the_numbers_are_qemus() {
     for kind in KINDS {
         let folder = tempfile::tempdir().unwrap();
         let bytes = make(folder.path(), kind);
-        let (code, json) = qemus(folder.path(), "disk");
+        let (code, json) = qemus(&kind.qemu(folder.path(), "disk"));
         assert_eq!(code, 0, "{}: {json}", kind.name);
         let report = ours(&bytes).unwrap();
         assert!(report.is_clean(), "{}: {report:#?}", kind.name);
@@ -69,12 +69,7 @@ fn sound_images_are_clean_and_the_numbers_are_qemus() {
         if kind.bitmaps {
             continue; // The small checker knows none.
         }
-        let second = support::check::check(&bytes);
-        assert!(
-            second.corruptions.is_empty() && second.leaks.is_empty(),
-            "{}: {second:?}",
-            kind.name
-        );
+        support::check::check(&bytes).assert_clean(kind.name);
     }
 }
 
@@ -124,7 +119,7 @@ fn damaged_images_get_qemus_verdict() {
                 damage(&mut bad, &hot, &mut random);
             }
             std::fs::write(folder.path().join("bad"), &bad).unwrap();
-            let (code, said) = qemus(folder.path(), "bad");
+            let (code, said) = qemus(&kind.qemu(folder.path(), "bad"));
             let report = ours(&bad);
             if let Ok(report) = &report {
                 // Windows of few counters find the same.

@@ -16,6 +16,8 @@ use cowshed_qcow::{
 };
 use support::crash::{CrashStorage, Cuts};
 use support::damage::{KINDS, damage, hot_spots, make, qemus, rounds, wear};
+use support::encryption::Qemu;
+use support::lab::options_of;
 use support::{Random, have_qemu};
 
 const NAME: &str = "repaired.qcow2";
@@ -32,11 +34,11 @@ fn repaired(
 
 /// The disk in pieces of 512 bytes, those that can be read.
 fn content(bytes: &[u8]) -> Vec<Option<Vec<u8>>> {
+    let storage = Arc::new(MemoryStorage::new(bytes.to_vec()));
     let options = OpenOptions {
         read_only: true,
-        ..OpenOptions::new(Format::Qcow2)
+        ..options_of(&*storage)
     };
-    let storage = Arc::new(MemoryStorage::new(bytes.to_vec()));
     let Ok(image) = Image::open_over(Path::new(NAME), storage, &options, None) else {
         return Vec::new();
     };
@@ -48,26 +50,16 @@ fn content(bytes: &[u8]) -> Vec<Option<Vec<u8>>> {
 }
 
 /// What a snapshot has, if QEMU can read it.
-fn snapshot(folder: &Path, image: &str, name: &str) -> Option<Vec<u8>> {
+fn snapshot(image: &Qemu<'_>, name: &str) -> Option<Vec<u8>> {
     let output = Command::new("qemu-img")
-        .args([
-            "convert",
-            "-f",
-            "qcow2",
-            "-l",
-            name,
-            "-O",
-            "raw",
-            image,
-            "snapshot.raw",
-        ])
-        .current_dir(folder)
+        .args(["convert", "-l", name, "-O", "raw"])
+        .args(image.arguments())
+        .arg("snapshot.raw")
+        .current_dir(image.folder)
         .output()
         .unwrap();
-    output
-        .status
-        .success()
-        .then(|| std::fs::read(folder.join("snapshot.raw")).unwrap())
+    let read = || std::fs::read(image.folder.join("snapshot.raw")).unwrap();
+    output.status.success().then(read)
 }
 
 fn assert_kept(before: &[Option<Vec<u8>>], after: &[Option<Vec<u8>>], what: &str) {
@@ -126,15 +118,13 @@ fn damaged_images_are_clean_afterwards_and_keep_their_content() {
             std::fs::write(folder.join("bad"), &bad).unwrap();
             std::fs::write(folder.join("good"), &good).unwrap();
             if kind.snapshots && random.below(3) == 0 {
-                let before = snapshot(folder, "bad", "one");
-                assert!(
-                    before.is_none() || before == snapshot(folder, "good", "one"),
-                    "{what}"
-                );
+                let one = |name| snapshot(&kind.qemu(folder, name), "one");
+                let before = one("bad");
+                assert!(before.is_none() || before == one("good"), "{what}");
             }
             if report.is_clean() {
                 clean += 1;
-                let (code, said) = qemus(folder, "good");
+                let (code, said) = qemus(&kind.qemu(folder, "good"));
                 assert_eq!(code, 0, "{what}: {said}");
             } else {
                 lasting += 1;
@@ -324,7 +314,11 @@ fn lazy_refcounts_are_old_until_the_image_is_closed() {
         let folder = tempfile::tempdir().unwrap();
         for storage in [storage, crashed] {
             std::fs::write(folder.path().join("lazy"), storage.to_vec()).unwrap();
-            let (code, said) = qemus(folder.path(), "lazy");
+            let (code, said) = qemus(&Qemu {
+                folder: folder.path(),
+                name: "lazy",
+                passwords: &[],
+            });
             assert_eq!(code, 0, "{said}");
         }
     }

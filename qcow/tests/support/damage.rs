@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
-use super::{Random, qemu_img, qemu_io};
+use super::encryption::{self, Qemu};
+use super::{Random, qemu_create};
 
 /// An image of QEMU's, made in a folder of its own.
 pub struct Kind {
@@ -12,6 +13,8 @@ pub struct Kind {
     pub compressed: bool,
     pub snapshots: bool,
     pub bitmaps: bool,
+    /// In the order of a chain.
+    pub passwords: &'static [&'static str],
 }
 
 pub const KINDS: &[Kind] = &[
@@ -47,7 +50,19 @@ pub const KINDS: &[Kind] = &[
         bitmaps: true,
         ..kind("bitmaps", "cluster_size=4k")
     },
+    encrypted(
+        "LUKS",
+        "cluster_size=4k,encrypt.format=luks,encrypt.iter-time=10",
+    ),
+    encrypted("legacy AES", "cluster_size=1k,encrypt.format=aes"),
 ];
+
+const fn encrypted(name: &'static str, options: &'static str) -> Kind {
+    Kind {
+        passwords: &["moo"],
+        ..kind(name, options)
+    }
+}
 
 const fn kind(name: &'static str, options: &'static str) -> Kind {
     Kind {
@@ -56,22 +71,33 @@ const fn kind(name: &'static str, options: &'static str) -> Kind {
         compressed: true,
         snapshots: true,
         bitmaps: false,
+        passwords: &[],
+    }
+}
+
+impl Kind {
+    /// The image of this name, as QEMU's tools are told of it.
+    pub fn qemu<'a>(&'a self, folder: &'a Path, name: &'a str) -> Qemu<'a> {
+        let passwords = self.passwords;
+        Qemu {
+            folder,
+            name,
+            passwords,
+        }
     }
 }
 
 /// Makes an image of 1 MiB with a bit of everything.
 pub fn make(folder: &Path, kind: &Kind) -> Vec<u8> {
-    qemu_img(
-        folder,
-        &[
-            &["create", "-q", "-f", "qcow2", "-o", kind.options][..],
-            &["disk", "1M"],
-        ]
-        .concat(),
-    );
+    match kind.passwords {
+        [] => qemu_create(folder, kind.options, "disk", "1M"),
+        _ => encryption::qemu_create(folder, "disk", kind.options),
+    }
+    let qemu = kind.qemu(folder, "disk");
+    let img = |words: &[&str], after: &[&str]| qemu.run("qemu-img", words, after);
     let commands = |list: &[&str]| {
         let list: Vec<String> = list.iter().map(|&command| command.into()).collect();
-        qemu_io(folder, "disk", &list);
+        qemu.io(&list);
     };
     commands(&[
         "write -P 1 0 100k",
@@ -87,20 +113,17 @@ pub fn make(folder: &Path, kind: &Kind) -> Vec<u8> {
         }
     }
     if kind.snapshots {
-        qemu_img(folder, &["snapshot", "-c", "one", "disk"]);
+        img(&["snapshot", "-c", "one"], &[]);
         commands(&["write -P 6 4k 9k", "write -P 7 450k 4k"]);
-        qemu_img(folder, &["snapshot", "-c", "two", "disk"]);
+        img(&["snapshot", "-c", "two"], &[]);
         commands(&["write -P 8 8k 19k"]);
-        qemu_img(folder, &["snapshot", "-c", "three", "disk"]);
-        qemu_img(folder, &["snapshot", "-d", "two", "disk"]);
+        img(&["snapshot", "-c", "three"], &[]);
+        img(&["snapshot", "-d", "two"], &[]);
     }
     if kind.bitmaps {
         // Granularities that take less than a cluster, and more: small ones for long tables.
         for (name, granularity) in [("first", "64k"), ("second", "512")] {
-            qemu_img(
-                folder,
-                &["bitmap", "--add", "-g", granularity, "disk", name],
-            );
+            img(&["bitmap", "--add", "-g", granularity], &[name]);
         }
         commands(&["write -P 9 600k 200k"]);
     }
@@ -120,10 +143,11 @@ pub fn rounds(kind: &Kind, usual: u64) -> u64 {
 }
 
 /// Exit code and JSON of `qemu-img check`, and what it says beside that.
-pub fn qemus(folder: &Path, image: &str) -> (i32, String) {
+pub fn qemus(image: &Qemu<'_>) -> (i32, String) {
     let output = Command::new("qemu-img")
-        .args(["check", "-f", "qcow2", "--output=json", image])
-        .current_dir(folder)
+        .args(["check", "--output=json"])
+        .args(image.arguments())
+        .current_dir(image.folder)
         .output()
         .unwrap();
     let said = [output.stdout, output.stderr].concat();

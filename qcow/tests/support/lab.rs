@@ -19,7 +19,7 @@ pub fn options() -> OpenOptions {
 }
 
 /// With the password "moo" if the image has one.
-fn options_of(storage: &dyn Storage) -> OpenOptions {
+pub fn options_of(storage: &dyn Storage) -> OpenOptions {
     let mut method = [0; 4];
     storage.read_at(32, &mut method).unwrap();
     let encrypted = method != [0; 4];
