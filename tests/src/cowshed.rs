@@ -184,6 +184,24 @@ impl Running {
             .expect("send a signal");
     }
 
+    /// Kills the processes that it made, not itself.
+    ///
+    /// # Panics
+    /// When the kernel does not say which those are.
+    pub fn kill_children(&self) {
+        let id = self.child.id();
+        let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children"))
+            .expect("read who the children are");
+        for child in children.split_ascii_whitespace() {
+            let pid = child.parse().ok().and_then(rustix::process::Pid::from_raw);
+            // It may have ended by itself in between, which is as good.
+            let _ = rustix::process::kill_process(
+                pid.expect("a process ID"),
+                rustix::process::Signal::KILL,
+            );
+        }
+    }
+
     /// Waits for its end: ends the input and reads the output, as far as nobody took their pipes.
     ///
     /// # Panics

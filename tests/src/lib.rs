@@ -12,3 +12,9 @@ pub mod nested;
 pub mod process;
 pub mod report;
 pub mod skip;
+
+/// What the guests without an operating system use too.
+#[path = "../../guest-images/metal/src/random.rs"]
+pub mod random;
+#[path = "../../guest-images/metal/src/soak.rs"]
+pub mod soak;

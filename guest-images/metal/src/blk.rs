@@ -1,5 +1,7 @@
 //! A virtio disk (VIRTIO 1.2, section 5.2).
 
+use core::array;
+
 use crate::memory::Region;
 use crate::outcome::{Outcome, ensure};
 use crate::pci::Function;
@@ -12,6 +14,8 @@ pub const F_RO: u64 = 1 << 5;
 pub const F_BLK_SIZE: u64 = 1 << 6;
 /// Feature: flush requests.
 pub const F_FLUSH: u64 = 1 << 9;
+/// Feature: several queues.
+pub const F_MQ: u64 = 1 << 12;
 /// Feature: discard requests.
 pub const F_DISCARD: u64 = 1 << 13;
 /// Feature: requests that write zeros.
@@ -42,7 +46,7 @@ pub const SECTOR: u64 = 512;
 /// Descriptors of a request: header, data, status.
 const CHAIN: u16 = 3;
 
-/// A disk with one queue, ready for requests.
+/// A disk by one of its queues, ready for requests.
 #[derive(Debug)]
 pub struct Disk {
     /// Its transport.
@@ -65,22 +69,36 @@ impl Disk {
             .ok_or("there is no such disk")
     }
 
-    /// Resets a disk and starts it. With `vector` it signals by that entry of the MSI-X table.
+    /// Resets a disk and starts it with one queue. With `vector` it signals by that entry of the
+    /// MSI-X table.
     pub fn open(function: Function, vector: u16) -> Outcome<Self> {
+        let [disk] = Self::open_queues(function, vector)?;
+        Ok(disk)
+    }
+
+    /// Resets a disk and starts it with as many queues as are asked for.
+    pub fn open_queues<const N: usize>(function: Function, vector: u16) -> Outcome<[Self; N]> {
         let device = Device::open(function)?;
         let config = device.config.ok_or("a disk has no configuration")?;
-        let wanted = F_RO | F_BLK_SIZE | F_FLUSH | F_DISCARD | F_WRITE_ZEROES;
+        let wanted = F_RO | F_BLK_SIZE | F_FLUSH | F_MQ | F_DISCARD | F_WRITE_ZEROES;
         let features = device.negotiate(wanted)?;
-        let queue = device.queue(0, 256, vector)?;
+        let queues = array::from_fn(|index| device.queue(index as u16, 256, vector));
+        if let Some(Err(why)) = queues.iter().find(|queue: &&Outcome<_>| queue.is_err()) {
+            return Err(why);
+        }
         device.start()?;
-        let slots = Region::allocate(32 * u64::from(queue.size / CHAIN), 32);
-        Ok(Self {
-            device,
-            config,
-            queue,
-            features,
-            slots,
-        })
+        let disk = |queue: Outcome<Queue>| {
+            let queue = queue.expect("it is none of the errors");
+            let slots = Region::allocate(32 * u64::from(queue.size / CHAIN), 32);
+            Self {
+                device,
+                config,
+                queue,
+                features,
+                slots,
+            }
+        };
+        Ok(queues.map(disk))
     }
 
     /// Sectors that the disk has.

@@ -19,6 +19,8 @@ pub mod pci;
 pub mod port;
 pub mod power;
 pub mod queue;
+pub mod random;
 pub mod serial;
+pub mod soak;
 pub mod time;
 pub mod virtio;

@@ -1,14 +1,7 @@
-//! Data that can be checked without keeping a copy, and random numbers: SplitMix64.
+//! Data that can be checked without keeping a copy.
 
 use crate::memory::Region;
-
-/// Word number `index` of the pattern of a seed.
-pub fn word(seed: u64, index: u64) -> u64 {
-    let mut z = seed.wrapping_add(index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
+use crate::random::word;
 
 /// Fills memory with the pattern as it lies on a disk, from a sector on.
 pub fn fill(seed: u64, sector: u64, data: Region) {
@@ -21,24 +14,4 @@ pub fn fill(seed: u64, sector: u64, data: Region) {
 pub fn mismatch(seed: u64, sector: u64, data: Region) -> Option<u64> {
     data.words()
         .find(|&offset| data.read::<u64>(offset) != word(seed, sector * 64 + offset / 8))
-}
-
-/// The words of a seed, one after the other.
-#[derive(Debug)]
-pub struct Random {
-    seed: u64,
-    index: u64,
-}
-
-impl Random {
-    /// Starts at the first word.
-    pub fn new(seed: u64) -> Self {
-        Self { seed, index: 0 }
-    }
-
-    /// A number below `bound`, which is not zero.
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.index += 1;
-        word(self.seed, self.index) % bound
-    }
 }

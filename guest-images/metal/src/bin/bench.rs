@@ -10,7 +10,8 @@ use metal::args::Args;
 use metal::blk::{self, Disk, SECTOR};
 use metal::memory::Region;
 use metal::outcome::{Outcome, ensure, finish};
-use metal::pattern::{self, Random};
+use metal::pattern;
+use metal::random::Random;
 use metal::virtio::NO_VECTOR;
 use metal::{port, println, program, time};
 

@@ -14,8 +14,8 @@ use metal::args::Args;
 use metal::blk::{self, Disk, SECTOR};
 use metal::memory::Region;
 use metal::outcome::{Outcome, Report, ensure, finish};
-use metal::pattern::Random;
 use metal::pci::Function;
+use metal::random::Random;
 use metal::virtio::{NEEDS_RESET, NO_VECTOR};
 use metal::{pattern, println, program, time};
 

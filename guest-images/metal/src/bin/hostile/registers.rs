@@ -2,8 +2,8 @@
 
 use metal::memory::Region;
 use metal::outcome::Outcome;
-use metal::pattern::Random;
 use metal::pci::Bar;
+use metal::random::Random;
 use metal::virtio::{
     ACKNOWLEDGE, DRIVER, DRIVER_OK, Device, FEATURES_OK, NO_VECTOR, VERSION_1, common,
 };
