@@ -1,6 +1,7 @@
 //! Measures a virtio disk: requests of one kind, `depth` of them in flight, the used ring polled.
 //!
-//! `bench rw=randread|randwrite|read|write depth=N bs=BYTES requests=N disk=N seed=N`, all optional.
+//! `bench rw=randread|randwrite|read|write depth=N bs=BYTES requests=N disk=N seed=N flush=1`, all
+//! optional. With `flush=1` each request is followed by a flush, one at a time.
 //! Times are cycles of the timestamp counter, whose rate the host knows.
 
 #![no_std]
@@ -58,6 +59,8 @@ fn run(args: Args) -> Outcome {
         let data = buffers.part(u64::from(slot) * block, block);
         disk.submit(slot, kind, block_number * (block / SECTOR), Some(data));
     };
+    let flush = args.option("flush") == Some(1);
+    ensure(!flush || depth == 1, "flush=1 wants depth=1")?;
     let start = time::cycles();
     let mut made = depth.min(requests);
     (0..made).for_each(|index| request(&mut disk, index as u16, index));
@@ -73,6 +76,10 @@ fn run(args: Args) -> Outcome {
                 "the disk answers a request with an error",
             )?;
             done += 1;
+            if flush {
+                let flushed = disk.request(blk::FLUSH, 0, None)?;
+                ensure(flushed == blk::OK, "the disk answers a flush with an error")?;
+            }
             if made < requests {
                 request(&mut disk, slot, made);
                 made += 1;
@@ -84,7 +91,8 @@ fn run(args: Args) -> Outcome {
         }
     }
     let cycles = time::cycles() - start;
-    println!("bench rw={rw} depth={depth} bs={block} requests={requests} cycles={cycles}");
+    let flush = u8::from(flush);
+    println!("bench rw={rw} flush={flush} depth={depth} bs={block} requests={requests} cycles={cycles}");
     Ok(())
 }
 
