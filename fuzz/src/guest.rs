@@ -147,6 +147,7 @@ pub(crate) fn block(read_only: bool) -> Box<dyn VirtioDevice> {
             size: DISK,
             read_only,
             block_size: CLUSTER as u32,
+            discard_size: CLUSTER as u32,
             serial: "fuzz".into(),
         },
         file,

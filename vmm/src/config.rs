@@ -90,6 +90,42 @@ pub struct Disk {
     pub secrets: Vec<SecretSource>,
     /// The internal snapshot, an ID or a name, that is the disk instead of what is there now.
     pub snapshot: Option<String>,
+    /// Whether writes wait in the host's page cache, and for how long.
+    pub cache: Cache,
+    /// Who moves the disk's bytes.
+    pub io: Io,
+    /// Queues, 1 to [`MAX_QUEUES`](cowshed_devices::virtio::block::MAX_QUEUES). `None`: one a vCPU,
+    /// at most four.
+    pub queues: Option<u16>,
+    /// Bytes of qcow2 tables to keep in memory. `None`: 16 MiB, more than most disks have.
+    pub cache_size: Option<usize>,
+    /// Bytes a second that the guest can read and write. `None`: no limit.
+    pub bytes_per_second: Option<u64>,
+    /// Requests a second. `None`: no limit.
+    pub requests_per_second: Option<u64>,
+}
+
+/// What becomes of a disk's writes in the host's page cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cache {
+    /// They wait there until the guest flushes.
+    #[default]
+    Writeback,
+    /// The same, but whole pages go past it to the disk (direct I/O).
+    None,
+    /// They wait there for as long as the host likes, whatever the guest says: a crash of the host
+    /// loses them. A throwaway overlay is always so.
+    Unsafe,
+}
+
+/// Who moves a disk's bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Io {
+    /// io_uring, or threads where the host refuses it.
+    #[default]
+    IoUring,
+    /// Threads with blocking calls.
+    Threads,
 }
 
 /// Where a password is read from: all bytes up to the end.
@@ -116,6 +152,12 @@ impl Disk {
             allow_outside: false,
             secrets: Vec::new(),
             snapshot: None,
+            cache: Cache::default(),
+            io: Io::default(),
+            queues: None,
+            cache_size: None,
+            bytes_per_second: None,
+            requests_per_second: None,
         }
     }
 }

@@ -46,6 +46,12 @@ impl Buffers {
         self.0.iter().all(exists)
     }
 
+    /// Whether no piece has an address or a length with a bit of `mask`.
+    pub(crate) fn is_aligned(&self, mask: u64) -> bool {
+        let aligned = |piece: &Segment| (piece.address.0 | u64::from(piece.len)) & mask == 0;
+        self.0.iter().all(aligned)
+    }
+
     /// The `len` bytes from `offset`, or as many of them as there are.
     pub(crate) fn part(&self, offset: u64, len: u64) -> Self {
         let (mut skip, mut left) = (offset, len);

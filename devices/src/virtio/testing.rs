@@ -199,10 +199,11 @@ impl Driver {
         assert_eq!(self.status(), 0xf);
     }
 
-    /// Guest memory for `len` bytes.
+    /// Guest memory for `len` bytes; whole pages are aligned.
     pub(crate) fn alloc(&mut self, len: usize) -> u64 {
-        let address = self.heap;
-        self.heap += (len as u64).next_multiple_of(16);
+        let alignment = if len < 4096 { 16 } else { 4096 };
+        let address = self.heap.next_multiple_of(alignment);
+        self.heap = address + len as u64;
         address
     }
 

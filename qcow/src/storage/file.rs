@@ -18,6 +18,8 @@ static ZEROS: [u8; 65536] = [0; 65536];
 #[derive(Debug)]
 pub struct FileStorage {
     file: File,
+    /// The same file for callers that do their own I/O.
+    handle: Option<File>,
     durable: bool,
     /// The error of the first sync that failed. The kernel has dropped what it could not write
     /// and would call the next sync a success, which is no sign that the data is there.
@@ -29,6 +31,7 @@ impl FileStorage {
     pub fn new(file: File) -> Self {
         FileStorage {
             file,
+            handle: None,
             durable: true,
             failed: OnceLock::new(),
         }
@@ -38,9 +41,17 @@ impl FileStorage {
     /// [`sync`](Storage::sync) does nothing.
     pub fn without_sync(file: File) -> Self {
         FileStorage {
-            file,
             durable: false,
-            failed: OnceLock::new(),
+            ..Self::new(file)
+        }
+    }
+
+    /// Gives [`file`](Storage::file) another handle on the same file: one that was opened for
+    /// direct I/O, say, or that has no locks.
+    pub fn with_handle(self, handle: File) -> Self {
+        FileStorage {
+            handle: Some(handle),
+            ..self
         }
     }
 
@@ -165,7 +176,7 @@ impl Storage for FileStorage {
     }
 
     fn file(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.file.as_fd())
+        Some(self.handle.as_ref().unwrap_or(&self.file).as_fd())
     }
 
     fn identity(&self) -> io::Result<Option<Identity>> {

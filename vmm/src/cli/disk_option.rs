@@ -3,13 +3,19 @@
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
+use cowshed_devices::virtio::block::MAX_QUEUES;
+
 use super::value::{self, ValueError, split_doubled};
-use crate::config::{Disk, Format, Overlay, SecretSource};
+use crate::config::{Cache, Disk, Format, Io, Overlay, SecretSource};
+
+/// More requests a second than any disk does.
+const MAX_IOPS: u64 = 1 << 30;
 
 /// The keys, as errors and `--help` list them.
 pub(super) const KEYS: &str = "format=qcow2|raw, readonly, serial=TEXT, size=SIZE, overlay=PATH|none, \
                         backing-format=qcow2|raw, allow-outside, secret-file=PATH, secret-fd=N, \
-                        snapshot=NAME";
+                        snapshot=NAME, cache=writeback|none|unsafe, io=io_uring|threads, queues=N, \
+                        cache-size=SIZE, bps=SIZE, iops=N";
 
 /// Why a disk is refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -28,10 +34,28 @@ pub(super) enum DiskError {
     Format { key: &'static str, value: String },
     #[error("a serial number is at most 20 printable ASCII characters")]
     Serial,
-    #[error("size={value}: {why}")]
-    Size { value: String, why: ValueError },
-    #[error("a disk's size is a multiple of 512 bytes, and not 0")]
+    #[error("{key}={value} is not known: it is one of {known}")]
+    Choice {
+        key: &'static str,
+        value: String,
+        known: &'static str,
+    },
+    #[error("{key}={value}: {why}")]
+    Size {
+        key: &'static str,
+        value: String,
+        why: ValueError,
+    },
+    #[error("{key}={value}: it is a number from 1 to {most}")]
+    Number {
+        key: &'static str,
+        value: String,
+        most: u64,
+    },
+    #[error("a disk's size is a multiple of 512 bytes")]
     SizeUnaligned,
+    #[error("{0}= must be more than 0")]
+    NoBytes(&'static str),
     #[error("secret-fd={0} is not the number of a file descriptor")]
     Descriptor(String),
     #[error("{0} and {1} exclude each other{2}")]
@@ -74,6 +98,12 @@ struct Given {
     allow_outside: Option<()>,
     secrets: Vec<SecretSource>,
     snapshot: Option<String>,
+    cache: Option<Cache>,
+    io: Option<Io>,
+    queues: Option<u64>,
+    cache_size: Option<u64>,
+    bytes_per_second: Option<u64>,
+    requests_per_second: Option<u64>,
 }
 
 impl Given {
@@ -115,6 +145,24 @@ impl Given {
                 Ok(())
             }
             b"snapshot" => set(&mut self.snapshot, "snapshot", text("snapshot", value)?),
+            b"cache" => set(&mut self.cache, "cache", cache(text("cache", value)?)?),
+            b"io" => set(&mut self.io, "io", io(text("io", value)?)?),
+            b"queues" => {
+                let queues = number("queues", text("queues", value)?, MAX_QUEUES.into())?;
+                set(&mut self.queues, "queues", queues)
+            }
+            b"cache-size" => {
+                let bytes = bytes("cache-size", text("cache-size", value)?)?;
+                set(&mut self.cache_size, "cache-size", bytes)
+            }
+            b"bps" => {
+                let bytes = bytes("bps", text("bps", value)?)?;
+                set(&mut self.bytes_per_second, "bps", bytes)
+            }
+            b"iops" => {
+                let requests = number("iops", text("iops", value)?, MAX_IOPS)?;
+                set(&mut self.requests_per_second, "iops", requests)
+            }
             _ => Err(DiskError::UnknownKey(
                 String::from_utf8_lossy(key).into_owned(),
             )),
@@ -158,6 +206,13 @@ impl Given {
             allow_outside: self.allow_outside.is_some() || self.format.is_some(),
             secrets: self.secrets,
             snapshot: self.snapshot,
+            cache: self.cache.unwrap_or_default(),
+            io: self.io.unwrap_or_default(),
+            // In range: it was checked.
+            queues: self.queues.map(|queues| queues as u16),
+            cache_size: self.cache_size.map(|bytes| bytes as usize),
+            bytes_per_second: self.bytes_per_second,
+            requests_per_second: self.requests_per_second,
         })
     }
 }
@@ -210,10 +265,50 @@ fn serial(value: String) -> Result<String, DiskError> {
 }
 
 fn size(value: String) -> Result<u64, DiskError> {
+    match bytes("size", value)? {
+        bytes if bytes.is_multiple_of(512) => Ok(bytes),
+        _ => Err(DiskError::SizeUnaligned),
+    }
+}
+
+/// Some bytes, not none.
+fn bytes(key: &'static str, value: String) -> Result<u64, DiskError> {
     match value::size(&value) {
-        Ok(bytes) if bytes > 0 && bytes.is_multiple_of(512) => Ok(bytes),
-        Ok(_) => Err(DiskError::SizeUnaligned),
-        Err(why) => Err(DiskError::Size { value, why }),
+        Ok(0) => Err(DiskError::NoBytes(key)),
+        Ok(bytes) => Ok(bytes),
+        Err(why) => Err(DiskError::Size { key, value, why }),
+    }
+}
+
+fn number(key: &'static str, value: String, most: u64) -> Result<u64, DiskError> {
+    match value.parse() {
+        Ok(number) if (1..=most).contains(&number) => Ok(number),
+        _ => Err(DiskError::Number { key, value, most }),
+    }
+}
+
+fn cache(value: String) -> Result<Cache, DiskError> {
+    match value.as_str() {
+        "writeback" => Ok(Cache::Writeback),
+        "none" => Ok(Cache::None),
+        "unsafe" => Ok(Cache::Unsafe),
+        _ => Err(DiskError::Choice {
+            key: "cache",
+            value,
+            known: "writeback, none, unsafe",
+        }),
+    }
+}
+
+fn io(value: String) -> Result<Io, DiskError> {
+    match value.as_str() {
+        "io_uring" => Ok(Io::IoUring),
+        "threads" => Ok(Io::Threads),
+        _ => Err(DiskError::Choice {
+            key: "io",
+            value,
+            known: "io_uring, threads",
+        }),
     }
 }
 

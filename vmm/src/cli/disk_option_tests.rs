@@ -38,6 +38,29 @@ fn every_key() {
 }
 
 #[test]
+fn how_fast_and_how_safe() {
+    let keys = "cache=none,io=threads,queues=2,cache-size=1M,bps=1.5k,iops=10";
+    assert_eq!(
+        disk(&format!("a,{keys}")),
+        Ok(Disk {
+            cache: Cache::None,
+            io: Io::Threads,
+            queues: Some(2),
+            cache_size: Some(1 << 20),
+            bytes_per_second: Some(1536),
+            requests_per_second: Some(10),
+            ..Disk::new("a")
+        })
+    );
+    assert_eq!(disk("a,cache=unsafe").unwrap().cache, Cache::Unsafe);
+    assert_eq!(
+        disk("a,cache=writeback,io=io_uring"),
+        Ok(Disk::new("a")),
+        "the defaults"
+    );
+}
+
+#[test]
 fn a_comma_in_a_path_is_doubled() {
     assert_eq!(
         disk("a,,b,readonly"),
@@ -71,7 +94,7 @@ fn refusals() {
         ("", NoPath),
         (",readonly", NoPath),
         ("a,", UnknownKey(String::new())),
-        ("a,cache=none", UnknownKey("cache".to_owned())),
+        ("a,cach=none", UnknownKey("cach".to_owned())),
         ("a,b.qcow2", UnknownKey("b.qcow2".to_owned())),
         ("a,format=", NoValue("format")),
         ("a,format", NoValue("format")),
@@ -87,10 +110,44 @@ fn refusals() {
         ("a,serial=123456789012345678901", Serial),
         ("a,serial=\u{e9}", Serial),
         ("a,size=100", SizeUnaligned),
-        ("a,size=0", SizeUnaligned),
+        ("a,size=0", NoBytes("size")),
+        ("a,bps=0", NoBytes("bps")),
+        (
+            "a,iops=0",
+            Number {
+                key: "iops",
+                value: "0".to_owned(),
+                most: MAX_IOPS,
+            },
+        ),
+        (
+            "a,queues=17",
+            Number {
+                key: "queues",
+                value: "17".to_owned(),
+                most: 16,
+            },
+        ),
+        (
+            "a,cache=fast",
+            Choice {
+                key: "cache",
+                value: "fast".to_owned(),
+                known: "writeback, none, unsafe",
+            },
+        ),
+        (
+            "a,io=aio",
+            Choice {
+                key: "io",
+                value: "aio".to_owned(),
+                known: "io_uring, threads",
+            },
+        ),
         (
             "a,size=1X",
             Size {
+                key: "size",
                 value: "1X".to_owned(),
                 why: ValueError::Size,
             },
@@ -136,7 +193,7 @@ fn passwords_and_snapshots() {
 
 #[test]
 fn an_unknown_key_is_answered_with_the_known_ones() {
-    let message = disk("a,cache=none").unwrap_err().to_string();
+    let message = disk("a,cach=none").unwrap_err().to_string();
     for key in [
         "format=",
         "readonly",
@@ -148,6 +205,12 @@ fn an_unknown_key_is_answered_with_the_known_ones() {
         "secret-file=",
         "secret-fd=",
         "snapshot=",
+        "cache=",
+        "io=",
+        "queues=",
+        "cache-size=",
+        "bps=",
+        "iops=",
     ] {
         assert!(message.contains(key), "{key} is missing in: {message}");
     }

@@ -86,6 +86,16 @@ pub(super) struct RunArgs {
     ///                             overlay=none the guest's writes are kept in clear
     ///   secret-fd=N               the same from a file descriptor
     ///   snapshot=NAME             the disk is this snapshot in the image, by ID or name
+    ///   cache=writeback|none|unsafe
+    ///                             writeback: writes wait in the host's memory until the guest
+    ///                             flushes; none: whole pages go past it (direct I/O); unsafe:
+    ///                             nothing is flushed, as with every throwaway overlay
+    ///                             [default: writeback]
+    ///   io=io_uring|threads       who moves the bytes [default: io_uring where the host has it]
+    ///   queues=N                  up to 16 [default: one a vCPU, at most 4]
+    ///   cache-size=SIZE           memory for the image's tables [default: 16M]
+    ///   bps=SIZE                  bytes a second that the guest can read and write
+    ///   iops=N                    requests a second
     #[arg(
         long = "disk",
         value_name = "PATH[,key=value...]",

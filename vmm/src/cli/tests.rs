@@ -158,8 +158,8 @@ fn clap_refuses_with_the_options_name() {
             "--cmdline-replace",
         ),
         (
-            &["--disk", "d,cache=none"],
-            "'cache' is not one of the disk keys",
+            &["--disk", "d,cach=none"],
+            "'cach' is not one of the disk keys",
         ),
         (&["one", "two"], "two"),
         (&["--colour"], "--colour"),

@@ -6,6 +6,8 @@ use std::os::fd::BorrowedFd;
 use cowshed_devices::virtio::block::disk::{Disk, Extent, Geometry, Plan};
 use cowshed_qcow::Image;
 
+use super::files::ALIGNMENT;
+use crate::config::{self, Cache};
 use crate::report::chain;
 
 /// Largest block size that a guest is told: that of QEMU's default clusters. Guests take it as
@@ -17,17 +19,28 @@ const MAX_BLOCK_SIZE: u32 = 64 << 10;
 pub(super) struct ImageDisk {
     image: Image,
     geometry: Geometry,
+    alignment: u64,
 }
 
 impl ImageDisk {
-    pub(super) fn new(image: Image, serial: Option<String>) -> Self {
+    /// `disk` is what was said of it beside the image.
+    pub(super) fn new(image: Image, disk: &config::Disk) -> Self {
         let geometry = Geometry {
             size: image.size(),
             read_only: image.read_only(),
             block_size: image.cluster_size().clamp(512, MAX_BLOCK_SIZE),
-            serial: serial.unwrap_or_default(),
+            discard_size: image.cluster_size(),
+            serial: disk.serial.clone().unwrap_or_default(),
         };
-        Self { image, geometry }
+        let alignment = match disk.cache {
+            Cache::None => ALIGNMENT,
+            Cache::Writeback | Cache::Unsafe => 1,
+        };
+        Self {
+            image,
+            geometry,
+            alignment,
+        }
     }
 
     pub(super) fn image(&self) -> &Image {
@@ -42,6 +55,10 @@ impl Disk for ImageDisk {
 
     fn files(&self) -> Vec<BorrowedFd<'_>> {
         self.image.files()
+    }
+
+    fn alignment(&self) -> u64 {
+        self.alignment
     }
 
     fn plan_read(&self, offset: u64, len: u64) -> io::Result<Plan> {

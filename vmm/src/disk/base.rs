@@ -6,9 +6,9 @@ use cowshed_qcow::storage::Identity;
 use cowshed_qcow::{Format, Image, OpenOptions, ReferencePolicy, Secret, Selector};
 
 use super::Error;
-use super::files::{Files, recognise, storage};
+use super::files::{Files, guest_storage, recognise};
 use super::lock::Use;
-use crate::config::{self, SecretSource};
+use crate::config::{self, Overlay, SecretSource};
 
 /// An image that a person named, open.
 pub(super) struct Base {
@@ -25,7 +25,15 @@ pub(super) struct Base {
 /// Opens a disk's image. What is beneath it is only read, however it is opened itself.
 pub(super) fn open(disk: &config::Disk, how: Use) -> Result<Base, Error> {
     let path = &disk.path;
-    let storage = storage(path, how).map_err(|source| Error::open(path, source))?;
+    let cache_bytes = disk.cache_size.unwrap_or(OpenOptions::DEFAULT_CACHE_BYTES);
+    // Half is for the overlay, if there is one.
+    let cache_bytes = match disk.overlay {
+        _ if disk.read_only => cache_bytes,
+        Overlay::Direct => cache_bytes,
+        Overlay::At(_) | Overlay::Throwaway => cache_bytes / 2,
+    };
+    let storage =
+        guest_storage(path, how, disk.cache).map_err(|source| Error::open(path, source))?;
     let format = match disk.format {
         Some(format) => name(format),
         None => recognise(path, &*storage)?,
@@ -42,9 +50,10 @@ pub(super) fn open(disk: &config::Disk, how: Use) -> Result<Base, Error> {
         backing_format: disk.backing_format.map(name),
         secrets: disk.secrets.iter().map(secret).collect::<Result<_, _>>()?,
         snapshot: disk.snapshot.clone().map(Selector::IdOrName),
+        cache_bytes,
         ..OpenOptions::new(format)
     };
-    let image = Image::open(path, &options, &Files::under(storage, Use::Read))?;
+    let image = Image::open(path, &options, &Files::under_guest(storage, disk.cache))?;
     Ok(Base {
         image,
         path: path.clone(),

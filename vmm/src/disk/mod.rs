@@ -10,19 +10,21 @@ pub(crate) mod files;
 pub(crate) mod lock;
 pub(crate) mod new_file;
 mod overlay;
-mod unsynced;
 
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use cowshed_devices::virtio::block::disk;
+use cowshed_devices::virtio::block::{Engine, Limits, Options, disk};
 
-use crate::config::{Disk, Overlay, Overlays, Root, Run};
+use crate::config::{Cache, Disk, Io, Overlay, Root, Run};
 use adapter::ImageDisk;
 use lock::Use;
 use overlay::Wanted;
+
+/// Most queues that a disk gets unasked: beyond that they cost memory, and gain nothing.
+const DEFAULT_QUEUES: u16 = 4;
 
 /// Why a disk cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -172,8 +174,8 @@ impl Error {
 pub struct Attached {
     /// The disk.
     pub disk: Arc<dyn disk::Disk>,
-    /// Nobody needs its content after a crash.
-    pub never_sync: bool,
+    /// How it is to be offered, but for its name.
+    pub options: Options,
 }
 
 /// The disks of a run.
@@ -187,6 +189,7 @@ pub struct Disks {
 struct Opened {
     disk: Arc<ImageDisk>,
     overlay: Kind,
+    options: Options,
 }
 
 #[derive(Debug)]
@@ -218,7 +221,7 @@ pub fn open(run: &Run, default_root: Option<&Path>) -> Result<Disks, Error> {
     }
     let mut opened = Vec::new();
     for disk in root.iter().chain(&run.disks) {
-        let next = open_one(disk, &run.overlays, keep)?;
+        let next = open_one(disk, run, keep)?;
         if matches!(next.overlay, Kind::Throwaway(_)) {
             // The first one has it.
             keep = None;
@@ -234,10 +237,13 @@ pub fn open(run: &Run, default_root: Option<&Path>) -> Result<Disks, Error> {
     })
 }
 
-fn open_one(disk: &Disk, overlays: &Overlays, keep: Option<&Path>) -> Result<Opened, Error> {
+fn open_one(disk: &Disk, run: &Run, keep: Option<&Path>) -> Result<Opened, Error> {
+    let overlays = &run.overlays;
     let wanted = Wanted {
         size: disk.size,
         max_size: overlays.max_size,
+        cache: disk.cache,
+        cache_size: disk.cache_size,
     };
     let (image, overlay) = match &disk.overlay {
         _ if disk.read_only => (base::open(disk, Use::Read)?.image, Kind::None),
@@ -256,9 +262,25 @@ fn open_one(disk: &Disk, overlays: &Overlays, keep: Option<&Path>) -> Result<Ope
             (image, Kind::Throwaway(file))
         }
     };
+    let never_sync = matches!(overlay, Kind::Throwaway(_)) || disk.cache == Cache::Unsafe;
     Ok(Opened {
-        disk: Arc::new(ImageDisk::new(image, disk.serial.clone())),
+        disk: Arc::new(ImageDisk::new(image, disk)),
         overlay,
+        options: Options {
+            never_sync,
+            queues: disk
+                .queues
+                .unwrap_or(u16::from(run.cpus).min(DEFAULT_QUEUES)),
+            engine: match disk.io {
+                Io::IoUring => Engine::IoUring,
+                Io::Threads => Engine::Threads,
+            },
+            limits: Limits {
+                bytes: disk.bytes_per_second,
+                requests: disk.requests_per_second,
+            },
+            ..Options::default()
+        },
     })
 }
 
@@ -277,7 +299,7 @@ impl Disks {
     pub fn devices(&self) -> impl Iterator<Item = Attached> {
         self.opened.iter().map(|opened| Attached {
             disk: opened.disk.clone(),
-            never_sync: matches!(opened.overlay, Kind::Throwaway(_)),
+            options: opened.options.clone(),
         })
     }
 

@@ -10,10 +10,10 @@ use cowshed_qcow::{CreateOptions, FileStorage, Format, Image, OpenOptions, Stora
 
 use super::Error;
 use super::base::Base;
-use super::files;
+use super::files::{self, for_guest, second_handle};
 use super::lock::{Use, lock};
 use super::new_file::NewFile;
-use super::unsynced::Unsynced;
+use crate::config::Cache;
 
 /// What an overlay is to be.
 pub(super) struct Wanted {
@@ -21,12 +21,18 @@ pub(super) struct Wanted {
     pub(super) size: Option<u64>,
     /// The file does not grow beyond this many bytes.
     pub(super) max_size: Option<u64>,
+    /// What becomes of writes in the host's page cache.
+    pub(super) cache: Cache,
+    /// Bytes of tables to keep in memory, for the overlay and its base.
+    pub(super) cache_size: Option<usize>,
 }
 
 impl Wanted {
     fn options(&self) -> OpenOptions {
         OpenOptions {
             max_file_size: self.max_size,
+            // Of which half is for the top, as it should be.
+            cache_bytes: self.cache_size.unwrap_or(OpenOptions::DEFAULT_CACHE_BYTES),
             ..OpenOptions::new(Format::Qcow2)
         }
     }
@@ -45,8 +51,10 @@ pub(super) fn throwaway(
         source,
     };
     let new = NewFile::nameless(folder).map_err(failed)?;
-    let handle = new.try_clone().map_err(failed)?;
-    let storage = Arc::new(Unsynced::new(new));
+    let kept = new.try_clone().map_err(failed)?;
+    // It dies with the run: nothing is gained by making it durable.
+    let handle = second_handle(&new, Use::Write, wanted.cache).map_err(failed)?;
+    let storage = Arc::new(FileStorage::without_sync(new).with_handle(handle));
     let name = match keep {
         Some(keep) => backing_name(&base.path, keep)?,
         // Nobody will ever look for it.
@@ -55,12 +63,12 @@ pub(super) fn throwaway(
     fill(&base.path, storage.clone(), &base, name, wanted)?;
     let label = PathBuf::from(format!("the throwaway overlay of {}", base.path.display()));
     let image = Image::open_over(&label, storage, &wanted.options(), Some(base.image))?;
-    Ok((image, handle))
+    Ok((image, kept))
 }
 
 /// The overlay at `path`, which is made if nothing is there.
 pub(super) fn at(base: Base, path: &Path, wanted: &Wanted) -> Result<Image, Error> {
-    let storage = match files::storage(path, Use::Write) {
+    let storage = match files::guest_storage(path, Use::Write, wanted.cache) {
         Ok(storage) => {
             reuse(path, &storage, &base, wanted)?;
             storage
@@ -85,7 +93,8 @@ fn make(path: &Path, base: &Base, wanted: &Wanted) -> Result<Arc<dyn Storage>, E
     let new = NewFile::beside(path).map_err(failed)?;
     // Locked before anyone else can see it.
     lock(new.file(), Use::Write).map_err(|error| failed(io::Error::other(error)))?;
-    let storage = Arc::new(FileStorage::new(new.try_clone().map_err(failed)?));
+    let file = new.try_clone().map_err(failed)?;
+    let storage = Arc::new(for_guest(file, Use::Write, wanted.cache).map_err(failed)?);
     fill(
         path,
         storage.clone(),

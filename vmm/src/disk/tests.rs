@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use tempfile::TempDir;
 
 use super::*;
-use crate::config::Format;
+use crate::config::{Format, Overlays};
 
 mod locks;
 
@@ -163,7 +163,7 @@ fn a_throwaway_overlay_is_not_synced_and_an_image_is() {
     }
     let fixture = Fixture::new();
     let throwaway = fixture.open(fixture.base()).unwrap();
-    assert!(throwaway.devices().all(|disk| disk.never_sync));
+    assert!(throwaway.devices().all(|disk| disk.options.never_sync));
     drop(throwaway);
     let named = Disk {
         overlay: Overlay::At(fixture.path("o.qcow2")),
@@ -174,7 +174,7 @@ fn a_throwaway_overlay_is_not_synced_and_an_image_is() {
             .open(named)
             .unwrap()
             .devices()
-            .all(|disk| !disk.never_sync)
+            .all(|disk| !disk.options.never_sync)
     );
 }
 

@@ -127,9 +127,9 @@ impl Monitor {
             let counters = Arc::new(BlockStats::default());
             let options = Options {
                 name: format!("blk{}", stats.len()),
-                never_sync: disk.never_sync,
+                ..disk.options
             };
-            let device = Block::new(disk.disk.clone(), options, counters.clone());
+            let device = Block::new(disk.disk, options, counters.clone());
             stats.push(counters);
             machine.add_virtio(Box::new(device))?;
         }

@@ -1,21 +1,29 @@
 //! What a driver sees of a disk.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
-    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
+    VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use super::disk::Disk;
+use super::execute::Context;
 use super::request::{MAX_RANGE_SECTORS, MAX_RANGES, SECTOR};
-use super::worker::Service;
-use crate::threads::Kind;
+use super::service::{self, Setup};
+use super::stats::BlockStats;
+use super::throttle::{Limits, Throttle};
+use crate::threads::{Kind, Threads};
 use crate::virtio::device::{Activation, VirtioDevice, feature};
+use crate::virtio::link::DriverLink;
+use crate::virtio::queue::VirtQueue;
 use crate::virtio::worker::Worker;
+
+/// Most queues that a disk can have.
+pub const MAX_QUEUES: u16 = 16;
 
 const QUEUE_SIZE: u16 = 256;
 /// A chain has a header and a status beside its data.
@@ -25,54 +33,42 @@ const CLASS: u32 = 0x01_00_00;
 /// Bytes of the device configuration up to the write-zeroes fields.
 const CONFIG_LEN: usize = 60;
 
-/// What has gone through a disk, for reports.
-#[derive(Debug, Default)]
-pub struct BlockStats {
-    read: AtomicU64,
-    written: AtomicU64,
-    failures: AtomicU64,
-}
-
-impl BlockStats {
-    /// Bytes that the guest has read.
-    pub fn read(&self) -> u64 {
-        self.read.load(Ordering::Relaxed)
-    }
-
-    /// Bytes that the guest has written, zeroes by command not counted.
-    pub fn written(&self) -> u64 {
-        self.written.load(Ordering::Relaxed)
-    }
-
-    /// Requests that failed on the host.
-    pub fn failures(&self) -> u64 {
-        self.failures.load(Ordering::Relaxed)
-    }
-
-    /// Returns how many that makes.
-    pub(super) fn add_failure(&self) -> u64 {
-        self.failures
-            .fetch_add(1, Ordering::Relaxed)
-            .saturating_add(1)
-    }
-
-    pub(super) fn add_read(&self, bytes: u64) {
-        self.read.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    pub(super) fn add_written(&self, bytes: u64) {
-        self.written.fetch_add(bytes, Ordering::Relaxed);
-    }
+/// Who moves a disk's bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Engine {
+    /// io_uring, or threads where the host refuses it.
+    #[default]
+    IoUring,
+    /// Threads with blocking calls.
+    Threads,
 }
 
 /// How a disk is offered.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Options {
-    /// The name of the disk's thread, such as `blk0`: at most 15 bytes of it are shown.
+    /// The name of the disk's threads, such as `blk0`: at most 15 bytes of it are shown.
     pub name: String,
-    /// Nobody needs the content after a crash, so writes of a driver that cannot flush are not
-    /// made durable one by one.
+    /// Nobody needs the content after a crash: a flush does nothing, and writes of a driver that
+    /// cannot flush are not made durable one by one.
     pub never_sync: bool,
+    /// Queues, each with its own thread: 1 to [`MAX_QUEUES`].
+    pub queues: u16,
+    /// Who moves the bytes.
+    pub engine: Engine,
+    /// How fast the disk may be.
+    pub limits: Limits,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            never_sync: false,
+            queues: 1,
+            engine: Engine::default(),
+            limits: Limits::default(),
+        }
+    }
 }
 
 /// A disk on the guest's bus.
@@ -80,18 +76,49 @@ pub struct Block {
     disk: Arc<dyn Disk>,
     options: Options,
     stats: Arc<BlockStats>,
-    worker: Option<Worker>,
+    throttle: Option<Arc<Mutex<Throttle>>>,
+    workers: Vec<Worker>,
 }
 
 impl Block {
     /// Offers `disk`; `stats` counts what the guest moves.
     pub fn new(disk: Arc<dyn Disk>, options: Options, stats: Arc<BlockStats>) -> Self {
+        let throttle = Throttle::new(options.limits, Instant::now());
         Self {
             disk,
             options,
             stats,
-            worker: None,
+            throttle: throttle.map(|throttle| Arc::new(Mutex::new(throttle))),
+            workers: Vec::new(),
         }
+    }
+
+    fn queues(&self) -> u16 {
+        self.options.queues.clamp(1, MAX_QUEUES)
+    }
+
+    /// Starts the thread of one queue.
+    fn serve(
+        &self,
+        queue: VirtQueue,
+        context: Context,
+        threads: &Arc<dyn Threads>,
+        link: Arc<DriverLink>,
+    ) -> io::Result<Worker> {
+        let name = self.options.name.clone();
+        let setup = Setup {
+            name: name.clone(),
+            context,
+            threads: Arc::clone(threads),
+            stats: Arc::clone(&self.stats),
+            throttle: self.throttle.clone(),
+            ring: self.options.engine == Engine::IoUring,
+        };
+        Worker::spawn(&**threads, Kind::Disk, name, move |stop| {
+            if let Err(error) = service::serve(&setup, queue, &stop) {
+                link.fail(&error);
+            }
+        })
     }
 }
 
@@ -113,11 +140,15 @@ impl VirtioDevice for Block {
             true => feature(VIRTIO_BLK_F_RO),
             false => feature(VIRTIO_BLK_F_DISCARD) | feature(VIRTIO_BLK_F_WRITE_ZEROES),
         };
-        always | access
+        let queues = match self.queues() {
+            1 => 0,
+            _ => feature(VIRTIO_BLK_F_MQ),
+        };
+        always | access | queues
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
-        vec![QUEUE_SIZE]
+        vec![QUEUE_SIZE; self.queues().into()]
     }
 
     /// `struct virtio_blk_config` (section 5.2.4).
@@ -135,10 +166,14 @@ impl VirtioDevice for Block {
         put(24, &[preferred.ilog2().min(3) as u8]);
         put(26, &1_u16.to_le_bytes());
         put(28, &(preferred as u32).to_le_bytes());
+        put(34, &self.queues().to_le_bytes());
         if !geometry.read_only {
             put(36, &MAX_RANGE_SECTORS.to_le_bytes());
             put(40, &(MAX_RANGES as u32).to_le_bytes());
-            put(44, &(preferred as u32).to_le_bytes());
+            put(
+                44,
+                &(geometry.discard_size / SECTOR as u32).max(1).to_le_bytes(),
+            );
             put(48, &MAX_RANGE_SECTORS.to_le_bytes());
             put(52, &(MAX_RANGES as u32).to_le_bytes());
             put(56, &[1]);
@@ -147,28 +182,25 @@ impl VirtioDevice for Block {
     }
 
     fn activate(&mut self, mut activation: Activation) -> io::Result<()> {
-        let Some(mut queue) = activation.take_queue(0) else {
-            return Ok(());
-        };
         let flushes = activation.has(VIRTIO_BLK_F_FLUSH);
-        let service = Service {
-            disk: Arc::clone(&self.disk),
-            memory: activation.memory,
-            stats: Arc::clone(&self.stats),
-            write_through: !flushes && !self.options.never_sync,
-        };
-        let link = activation.link;
-        let work = move |stop| {
-            if let Err(error) = service.run(&mut queue, &stop) {
-                link.fail(&error);
-            }
-        };
-        let name = self.options.name.clone();
-        self.worker = Some(Worker::spawn(&*activation.threads, Kind::Disk, name, work)?);
+        for index in 0..self.queues().into() {
+            let Some(queue) = activation.take_queue(index) else {
+                continue;
+            };
+            let context = Context {
+                disk: Arc::clone(&self.disk),
+                memory: activation.memory.clone(),
+                never_sync: self.options.never_sync,
+                write_through: !flushes && !self.options.never_sync,
+            };
+            let link = Arc::clone(&activation.link);
+            let worker = self.serve(queue, context, &activation.threads, link)?;
+            self.workers.push(worker);
+        }
         Ok(())
     }
 
     fn stop(&mut self) {
-        self.worker = None;
+        self.workers.clear();
     }
 }

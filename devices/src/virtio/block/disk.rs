@@ -13,6 +13,8 @@ pub struct Geometry {
     pub read_only: bool,
     /// Preferred block size in bytes (a cluster): a power of two, at least 512.
     pub block_size: u32,
+    /// Bytes that can be given back at a time: a power of two, at least 512.
+    pub discard_size: u32,
     /// Serial number, at most 20 bytes of ASCII.
     pub serial: String,
 }
@@ -36,6 +38,14 @@ pub enum Extent {
     },
 }
 
+impl Extent {
+    /// Length in bytes.
+    pub(super) fn len(&self) -> u64 {
+        let (Self::File { len, .. } | Self::Zero { len }) = *self;
+        len
+    }
+}
+
 /// Keeps what a plan's extents name from being freed or moved: drop it after the last
 /// completion of the plan's I/O.
 pub type Pin = Box<dyn Any + Send>;
@@ -57,6 +67,11 @@ pub trait Disk: Send + Sync {
     fn geometry(&self) -> &Geometry;
     /// The files that extents name by index. Constant while the disk is attached.
     fn files(&self) -> Vec<BorrowedFd<'_>>;
+    /// What I/O on [`files`](Self::files) must be a multiple of, in the file and in memory: a power
+    /// of two in bytes; 1 if the host's page cache is between. Constant while the disk is attached.
+    fn alignment(&self) -> u64 {
+        1
+    }
     /// Where `len` bytes at `offset` are to be read from.
     fn plan_read(&self, offset: u64, len: u64) -> io::Result<Plan>;
     /// Where `len` bytes at `offset` can be overwritten in place; `Slow` if anything must be

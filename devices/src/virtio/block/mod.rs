@@ -1,12 +1,24 @@
 //! The block device (virtio 1.2, section 5.2).
+//!
+//! A request's way: `request` checks it, `service` (a thread for each queue) asks the `disk` where
+//! its bytes are, and `ring` moves them, or `pool` has it done with blocking calls (`execute`,
+//! `transfer`).
 
 mod device;
 pub mod disk;
+mod execute;
+mod flights;
+mod pool;
 mod request;
+mod ring;
+mod service;
+mod stats;
+mod throttle;
 mod transfer;
-mod worker;
 
-pub use device::{Block, BlockStats, Options};
+pub use device::{Block, Engine, MAX_QUEUES, Options};
+pub use stats::BlockStats;
+pub use throttle::Limits;
 
 #[cfg(test)]
 mod tests;

@@ -8,6 +8,7 @@ use virtio_bindings::virtio_blk::{
 };
 
 use super::disk::Geometry;
+use super::transfer::Direction;
 use crate::virtio::Memory;
 use crate::virtio::buffers::Buffers;
 use crate::virtio::queue::Chain;
@@ -51,6 +52,17 @@ pub(super) enum Operation {
     GetId {
         data: Buffers,
     },
+}
+
+impl Operation {
+    /// The bytes that it moves: where to, their place on the disk, and the guest memory.
+    pub(super) fn bytes(&self) -> Option<(Direction, u64, &Buffers)> {
+        match self {
+            Self::Read { offset, data } => Some((Direction::Read, *offset, data)),
+            Self::Write { offset, data } => Some((Direction::Write, *offset, data)),
+            _ => None,
+        }
+    }
 }
 
 /// A chain that is well-formed as far as an answer can be given.

@@ -1,4 +1,5 @@
-//! Moving bytes between guest memory and a disk, with blocking calls.
+//! Moving bytes between guest memory and a disk, with blocking calls: whatever is rare, and all of
+//! it where there is no io_uring.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -10,7 +11,7 @@ use crate::virtio::Memory;
 use crate::virtio::buffers::Buffers;
 
 /// Most bytes that are planned and moved at a time: bounds plans and the bounce buffer.
-const CHUNK: u64 = 2 << 20;
+pub(super) const CHUNK: u64 = 2 << 20;
 /// Most pieces that one system call takes (IOV_MAX).
 const MAX_PIECES: usize = 1024;
 const ZEROS: [u8; 4096] = [0; 4096];
@@ -22,6 +23,9 @@ pub(super) struct Transfer<'a> {
     memory: &'a Memory,
     bounce: Vec<u8>,
 }
+
+/// A bounce buffer that is kept for the next request: one of a common size.
+const KEPT: usize = 64 << 10;
 
 impl<'a> Transfer<'a> {
     pub(super) fn new(disk: &'a dyn Disk, memory: &'a Memory) -> Self {
@@ -37,12 +41,12 @@ impl<'a> Transfer<'a> {
     pub(super) fn read(&mut self, offset: u64, data: &Buffers) -> io::Result<()> {
         self.chunks(offset, data, |this, offset, part| {
             match this.disk.plan_read(offset, part.len())? {
-                Plan::Fast(extents, pin) => {
-                    let result = this.move_extents(&extents, part, Direction::Read);
+                Plan::Fast(extents, pin) if aligned(this.disk, &extents, part) => {
+                    let result = this.move_extents(&extents, part, Direction::Read, 0);
                     drop(pin);
                     result
                 }
-                Plan::Slow => {
+                _ => {
                     this.bounce.resize(part.len() as usize, 0);
                     this.disk.read(offset, &mut this.bounce)?;
                     part.write(this.memory, 0, &this.bounce)
@@ -57,12 +61,12 @@ impl<'a> Transfer<'a> {
     pub(super) fn write(&mut self, offset: u64, data: &Buffers) -> io::Result<()> {
         self.chunks(offset, data, |this, offset, part| {
             match this.disk.plan_write(offset, part.len())? {
-                Plan::Fast(extents, pin) => {
-                    let result = this.move_extents(&extents, part, Direction::Write);
+                Plan::Fast(extents, pin) if aligned(this.disk, &extents, part) => {
+                    let result = this.move_extents(&extents, part, Direction::Write, 0);
                     drop(pin);
                     result
                 }
-                Plan::Slow => {
+                _ => {
                     this.bounce.resize(part.len() as usize, 0);
                     part.read(this.memory, 0, &mut this.bounce)
                         .map_err(io::Error::other)?;
@@ -70,6 +74,36 @@ impl<'a> Transfer<'a> {
                 }
             }
         })
+    }
+
+    /// Moves all of `data` if nothing but the host's page cache is between the guest and the files,
+    /// and no read has to wait for the disk: whether it did.
+    pub(super) fn move_cached(
+        &self,
+        direction: Direction,
+        offset: u64,
+        data: &Buffers,
+    ) -> io::Result<bool> {
+        if self.disk.alignment() > 1 || data.len() > CHUNK {
+            return Ok(false);
+        }
+        let plan = match direction {
+            Direction::Read => self.disk.plan_read(offset, data.len())?,
+            Direction::Write => self.disk.plan_write(offset, data.len())?,
+        };
+        let Plan::Fast(extents, _pin) = plan else {
+            return Ok(false);
+        };
+        match direction {
+            // An error may be that it is not in memory; without the flag the real one comes back.
+            Direction::Read => {
+                let moved = self.move_extents(&extents, data, direction, libc::RWF_NOWAIT);
+                Ok(moved.is_ok())
+            }
+            Direction::Write => self
+                .move_extents(&extents, data, direction, 0)
+                .map(|()| true),
+        }
     }
 
     fn chunks(
@@ -85,6 +119,9 @@ impl<'a> Transfer<'a> {
             each(self, offset + done, &part)?;
             done += part.len();
         }
+        if self.bounce.capacity() > KEPT {
+            self.bounce = Vec::new();
+        }
         Ok(())
     }
 
@@ -93,48 +130,73 @@ impl<'a> Transfer<'a> {
         extents: &[Extent],
         data: &Buffers,
         direction: Direction,
+        flags: libc::c_int,
     ) -> io::Result<()> {
+        check(extents, self.files.len(), data.len(), direction)?;
         let mut done = 0;
         for extent in extents {
-            let (Extent::File { len, .. } | Extent::Zero { len }) = *extent;
             let slices = data
-                .part(done, len)
+                .part(done, extent.len())
                 .slices(self.memory)
                 .map_err(io::Error::other)?;
-            match (*extent, direction) {
-                (Extent::File { file, offset, .. }, _) => {
-                    let file = self
-                        .files
-                        .get(file)
-                        .ok_or_else(|| bad_plan("no such file"))?;
-                    move_bytes(*file, offset, slices, direction)?;
+            done += extent.len();
+            match *extent {
+                Extent::File { file, offset, .. } => {
+                    if let Some(file) = self.files.get(file) {
+                        move_bytes(*file, offset, slices, direction, flags)?;
+                    }
                 }
-                (Extent::Zero { .. }, Direction::Read) => slices.iter().for_each(zero),
-                (Extent::Zero { .. }, Direction::Write) => {
-                    return Err(bad_plan("write to zeros"));
-                }
+                Extent::Zero { .. } => slices.iter().for_each(zero),
             }
-            done = done.saturating_add(len);
         }
-        if done == data.len() {
-            Ok(())
-        } else {
-            Err(bad_plan("extents do not fit the request"))
-        }
+        Ok(())
     }
 }
 
-#[derive(Clone, Copy)]
-enum Direction {
+/// Where bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Direction {
     /// From the file into guest memory.
     Read,
     /// From guest memory into the file.
     Write,
 }
 
-/// A disk broke its contract: better an error for the guest than wrong bytes.
-fn bad_plan(problem: &'static str) -> io::Error {
-    io::Error::other(format!("disk plan is wrong: {problem}"))
+/// Whether the disk's files take I/O between these extents and `data` as it is. What they do not
+/// take goes through a buffer, and [`Disk::read`] or [`Disk::write`].
+pub(super) fn aligned(disk: &dyn Disk, extents: &[Extent], data: &Buffers) -> bool {
+    let mask = disk.alignment().saturating_sub(1);
+    let odd = |extent: &Extent| match *extent {
+        Extent::File { offset, len, .. } => (offset | len) & mask != 0,
+        Extent::Zero { len } => len & mask != 0,
+    };
+    mask == 0 || data.is_aligned(mask) && !extents.iter().any(odd)
+}
+
+/// Whether a disk that has so many files kept its contract: extents cover `len` bytes, and nothing
+/// is written to zeros. If not, an error for the guest is better than wrong bytes.
+pub(super) fn check(
+    extents: &[Extent],
+    files: usize,
+    len: u64,
+    direction: Direction,
+) -> io::Result<()> {
+    let mut covered = 0_u64;
+    for extent in extents {
+        covered = covered.saturating_add(extent.len());
+        let problem = match *extent {
+            Extent::File { file, .. } if file >= files => "no such file",
+            Extent::Zero { .. } if direction == Direction::Write => "write to zeros",
+            _ => continue,
+        };
+        return Err(io::Error::other(format!("disk plan is wrong: {problem}")));
+    }
+    if covered == len {
+        Ok(())
+    } else {
+        let problem = "disk plan is wrong: extents do not fit the request";
+        Err(io::Error::other(problem))
+    }
 }
 
 /// Moves all bytes of `slices` from or to `file` at `offset`. What lies past the file's end
@@ -144,6 +206,7 @@ fn move_bytes(
     mut offset: u64,
     slices: Vec<VolatileSlice<'_>>,
     direction: Direction,
+    flags: libc::c_int,
 ) -> io::Result<()> {
     let mut slices = slices.as_slice();
     // How much of the first slice is done.
@@ -163,7 +226,7 @@ fn move_bytes(
                 iov_len: guard.len(),
             })
             .collect();
-        let moved = call(file, offset, &vectors, direction)?;
+        let moved = call(file, offset, &vectors, direction, flags)?;
         drop(guards);
         if moved == 0 {
             return match direction {
@@ -187,12 +250,13 @@ fn move_bytes(
     Ok(())
 }
 
-/// One preadv(2) or pwritev(2), again after a signal.
+/// One preadv2(2) or pwritev2(2), again after a signal.
 fn call(
     file: BorrowedFd<'_>,
     offset: u64,
     vectors: &[libc::iovec],
     direction: Direction,
+    flags: libc::c_int,
 ) -> io::Result<usize> {
     let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
     // At most `MAX_PIECES`.
@@ -202,11 +266,11 @@ fn call(
             // SAFETY: each vector names mapped guest memory that the caller holds on to for the
             // call. The guest may change it meanwhile: nothing in Rust borrows it.
             Direction::Read => unsafe {
-                libc::preadv(file.as_raw_fd(), vectors.as_ptr(), count, offset)
+                libc::preadv2(file.as_raw_fd(), vectors.as_ptr(), count, offset, flags)
             },
             // SAFETY: as above.
             Direction::Write => unsafe {
-                libc::pwritev(file.as_raw_fd(), vectors.as_ptr(), count, offset)
+                libc::pwritev2(file.as_raw_fd(), vectors.as_ptr(), count, offset, flags)
             },
         };
         match usize::try_from(moved) {
@@ -221,7 +285,8 @@ fn call(
     }
 }
 
-fn zero(slice: &VolatileSlice<'_>) {
+/// Fills guest memory with zeros.
+pub(super) fn zero(slice: &VolatileSlice<'_>) {
     let mut rest = *slice;
     while !rest.is_empty() {
         let len = rest.len().min(ZEROS.len());

@@ -30,7 +30,7 @@ fn short_transfers_go_on_where_they_stopped() {
         });
     }
     let slices = buffers.slices(&memory).unwrap();
-    move_bytes(file.as_fd(), 0, slices, Direction::Read).unwrap();
+    move_bytes(file.as_fd(), 0, slices, Direction::Read, 0).unwrap();
     let mut data = vec![0; LEN];
     buffers.read(&memory, 0, &mut data).unwrap();
     assert!(data == expected);
@@ -60,6 +60,7 @@ fn more_pieces_than_a_call_takes() {
         5,
         pieces.slices(&memory).unwrap(),
         Direction::Write,
+        0,
     )
     .unwrap();
     move_bytes(
@@ -67,6 +68,7 @@ fn more_pieces_than_a_call_takes() {
         5,
         back.slices(&memory).unwrap(),
         Direction::Read,
+        0,
     )
     .unwrap();
     let mut seen = vec![0; data.len()];
