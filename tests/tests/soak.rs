@@ -25,7 +25,14 @@ const RUNS: u64 = 12;
 const BESIDE: u64 = 4 << 20;
 
 /// How each run's disk is used: keys of `--disk`, and queues.
-const WAYS: [(&str, u64); 1] = [("", 1)];
+const WAYS: [(&str, u64); 6] = [
+    ("", 1),
+    (",queues=4", 4),
+    (",queues=2,cache=none", 2),
+    (",io=threads,queues=2", 2),
+    (",iops=20000,bps=100M", 1),
+    (",cache-size=64k", 1),
+];
 
 /// What a block may have been left with.
 type Found = Option<Writer>;
