@@ -162,7 +162,7 @@ fn replay(
         if position < created || random.below(log.len() as u64) >= trial.points as u64 {
             continue;
         }
-        for variant in 0..trial.variants + 2 {
+        for variant in 0..trial.variants + 3 {
             let bytes = cuts.cut(variant, &mut random);
             let what = format!("seed {} at {position}, variant {variant}", trial.seed);
             survive(bytes, &possible, open, &mut random, &what);
@@ -459,7 +459,7 @@ fn crash_safe_while_the_refcount_table_moves() {
             .any(|&moved| position + 8 >= moved && position < moved + 12)
         {
             for _ in 0..4 {
-                check(&cuts.cut(2, &mut random)).assert_sound(&format!("{position}"));
+                check(&cuts.cut(3, &mut random)).assert_sound(&format!("{position}"));
             }
         }
         cuts.push(change);

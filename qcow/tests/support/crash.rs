@@ -180,17 +180,20 @@ impl Cuts {
         }
     }
 
-    /// The file after a power cut now: what is synced (0), everything (1), or by chance.
+    /// The file after a power cut now: what is synced (0), everything (1), nothing but the last
+    /// change beside what is synced (2), or by chance.
     pub fn cut(&self, variant: usize, random: &mut Random) -> Vec<u8> {
         let mut bytes = self.durable.clone();
-        match variant {
-            0 => {}
-            1 => self
-                .pending
-                .iter()
-                .for_each(|change| apply(&mut bytes, change)),
-            _ => tear(&mut bytes, &self.pending, random),
-        }
+        let whole = match variant {
+            0 => &[],
+            1 => &self.pending[..],
+            2 => &self.pending[self.pending.len().saturating_sub(1)..],
+            _ => {
+                tear(&mut bytes, &self.pending, random);
+                return bytes;
+            }
+        };
+        whole.iter().for_each(|change| apply(&mut bytes, change));
         bytes
     }
 }

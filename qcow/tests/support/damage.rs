@@ -207,7 +207,12 @@ pub fn wear(image: &mut [u8], random: &mut Random) {
             let block = blocks[random.below(blocks.len() as u64) as usize];
             image[block + random.below(256) as usize] = random.below(3) as u8;
         }
-        _ => image[l2 + random.below(16) as usize * 8] ^= 0x80,
+        _ => {
+            let at = l2 + random.below(16) as usize * 8;
+            if let Some(byte) = image.get_mut(at) {
+                *byte ^= 0x80;
+            }
+        }
     }
 }
 
