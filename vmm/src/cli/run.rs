@@ -329,7 +329,7 @@ Exit status:
   122  the guest ended before COMMAND's status was known
   123  the guest's kernel panicked
   124  --timeout ran out
-  125  an error on the host's side
+  125  an error on the host's side, or the guest's process was killed
   --report FILE tells these from a command that ends with the same number.
 
 Throwaway overlays have no name and vanish with the process. They take their space in
