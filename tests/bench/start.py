@@ -7,11 +7,12 @@ Three measures, each a median over rounds that take the VMMs in turn (fewer roun
   pid 1   from exec to the first word of a Linux guest's PID 1 (--kernel); where KVM cannot boot
           what all take, the benchmark tests/tests/pid1.rs does it in a nested host
 
-A VMM is found in PATH, or by a variable: COWSHED (such as target/release/cowshed), QEMU, ALIOTH,
+A VMM is found in PATH, or by a variable: COWSHED (what ./release builds), QEMU, ALIOTH,
 FIRECRACKER, CLOUD_HYPERVISOR. One that is absent is shown by its ratio to alioth in an earlier run.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import pathlib
@@ -141,11 +142,14 @@ class Vmm:
 
     def end(self):
         """Kills it; gives the CPU seconds that it and its children took."""
-        os.kill(self.pid, signal.SIGKILL)
-        usage = os.wait4(self.pid, 0)[2]
+        family = tree(self.pid)
+        for pid in family:
+            os.kill(pid, signal.SIGKILL)
+        # Its children are ours once it is gone: see main.
+        usages = [os.wait4(pid, 0)[2] for pid in family]
         os.close(self.reader)
         os.close(self.master)
-        return usage.ru_utime + usage.ru_stime
+        return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
     def own_memory(self):
         """Bytes of PSS of it and its children, without the mappings that are guest RAM."""
@@ -251,6 +255,9 @@ def main():
     parser.add_argument("--kernel", type=pathlib.Path, help="a Linux kernel that all take: vmlinux or bzImage")
     options = parser.parse_args()
 
+    # A VMM of several processes leaves them to us when it is killed.
+    PR_SET_CHILD_SUBREAPER = 36
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     vmms = installed()
     with tempfile.TemporaryDirectory() as folder:
         work = pathlib.Path(folder)
