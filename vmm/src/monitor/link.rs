@@ -115,16 +115,26 @@ impl<S: Serialize, R: DeserializeOwned> Link<S, R> {
     /// # Errors
     /// It says something that makes no sense.
     pub(crate) fn hear(&self) -> io::Result<Option<R>> {
-        let mut packet = vec![0; MAX];
+        // Its length first: most messages are a few bytes.
+        let mut packet = Vec::new();
+        let len = self.receive(&mut packet, RecvFlags::PEEK | RecvFlags::TRUNC)?;
+        if len > MAX {
+            return Err(io::Error::other("a message that is too long"));
+        }
+        packet.resize(len, 0);
+        match self.receive(&mut packet, RecvFlags::empty())? {
+            0 => Ok(None),
+            _ => Ok(Some(serde_json::from_slice(&packet)?)),
+        }
+    }
+
+    /// The length of the next packet, 0 when there will be none.
+    fn receive(&self, packet: &mut [u8], flags: RecvFlags) -> io::Result<usize> {
         loop {
-            match recv(&self.socket, &mut packet[..], RecvFlags::empty()) {
+            match recv(&self.socket, &mut *packet, flags) {
                 Err(Errno::INTR) => {}
-                Err(Errno::CONNRESET) | Ok((0, _)) => return Ok(None),
-                Err(error) => return Err(error.into()),
-                Ok((len, _)) => {
-                    let message = packet.get(..len).unwrap_or_default();
-                    return Ok(Some(serde_json::from_slice(message)?));
-                }
+                Err(Errno::CONNRESET) => return Ok(0),
+                received => return Ok(received?.1),
             }
         }
     }

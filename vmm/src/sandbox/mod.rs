@@ -109,7 +109,7 @@ impl Sandbox {
     /// thread cannot be confined ends.
     pub fn confine(self, thread: Thread) {
         let Some(host) = self.seccomp else { return };
-        if let Err(error) = seccomp::install(&calls::of(thread, host)) {
+        if let Err(error) = seccomp::install(calls::of(thread, host)) {
             tracing::error!(%error, ?thread, "cannot confine a thread");
             std::process::abort();
         }
