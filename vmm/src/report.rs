@@ -222,6 +222,13 @@ pub fn chain(error: &dyn Error) -> String {
     text
 }
 
+/// `text` without what would command a terminal: a guest may have had a hand in it.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars()
+        .filter(|char| !char.is_control() || matches!(char, '\t' | '\n'))
+        .collect()
+}
+
 /// Puts `bytes` at `path` by renaming a file that was written beside it.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = match path.parent() {

@@ -108,3 +108,8 @@ fn a_report_may_go_to_a_device() {
     report().write(Path::new("/dev/null")).unwrap();
     assert!(!Path::new("/dev/null").metadata().unwrap().is_file());
 }
+
+#[test]
+fn nothing_commands_the_terminal() {
+    assert_eq!(printable("a\u{1b}[2J\tb\nc\r\u{9b}"), "a[2J\tb\nc");
+}

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 use tracing::level_filters::LevelFilter;
 
-use crate::report::{Outcome, Report, chain, status};
+use crate::report::{Outcome, Report, chain, printable, status};
 use crate::session;
 use crate::stderr::Stderr;
 
@@ -168,6 +168,7 @@ fn start_logging(verbose: u8, format: LogFormat) {
 
 /// A line on standard error, which may be closed.
 fn say(message: &str) {
+    let message = printable(message);
     let _ = Stderr.write_all(format!("cowshed: {message}\n").as_bytes());
 }
 

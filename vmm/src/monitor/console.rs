@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::report::printable;
+
 /// How much of the console's end is kept, in bytes.
 const KEPT: usize = 16 << 10;
 /// How many lines of it an error shows.
@@ -62,11 +64,7 @@ impl Console {
         let text = String::from_utf8_lossy(&bytes);
         let lines: Vec<String> = text
             .lines()
-            .map(|line| {
-                line.chars()
-                    .filter(|c| !c.is_control() || *c == '\t')
-                    .collect::<String>()
-            })
+            .map(printable)
             .filter(|line| !line.trim().is_empty())
             .collect();
         lines[lines.len().saturating_sub(SHOWN)..].to_vec()

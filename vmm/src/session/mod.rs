@@ -21,7 +21,7 @@ use crate::machine;
 use crate::monitor::link::{Closed, Link, Order, Told};
 use crate::monitor::process::Process;
 use crate::monitor::{self, Parts, User};
-use crate::report::{Measures, Outcome, Report, chain};
+use crate::report::{Measures, Outcome, Report, chain, printable};
 use crate::sandbox::{self, Identity};
 use crate::stderr::Stderr;
 use crate::terminal;
@@ -37,6 +37,9 @@ const MEMORY: u64 = 1 << 30;
 const MEMORY_EMULATED: u64 = 128 << 20;
 /// How long a reader that does read has for the last output after `--timeout`.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
+/// How long the machine's process may take to write out its disks and end. One that a guest has taken
+/// over need not end at all.
+const CLOSE_LIMIT: Duration = Duration::from_secs(600);
 /// Stands for "never" in arithmetic with instants.
 const NEVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
@@ -346,21 +349,32 @@ impl<'a> Session<'a> {
                     late.push(event);
                     break;
                 }
-                Ok(event) => late.push(event),
+                Ok(Event::Told(_)) => {}
+                Ok(event @ Event::Job(_)) => late.push(event),
             }
         }
         self.put_back(late);
     }
 
-    /// Waits until the machine is put away. What is heard meanwhile is kept.
+    /// Waits until the machine is put away. What the guest's init says meanwhile is kept.
     fn closed(&mut self) -> Result<Closed, String> {
+        let deadline = Instant::now() + CLOSE_LIMIT;
         let mut late = Vec::new();
         let closed = loop {
-            match self.events.recv() {
+            match self
+                .events
+                .recv_timeout(deadline.duration_since(Instant::now()))
+            {
                 Ok(Event::Told(Told::Closed(closed))) => break Ok(closed),
                 Ok(Event::Told(Told::Failed(why))) => break Err(why),
-                Ok(Event::Gone) | Err(_) => break Err(self.how_it_ended()),
-                Ok(event) => late.push(event),
+                Ok(Event::Gone) => break Err(self.how_it_ended()),
+                Ok(Event::Told(_) | Event::Signal(_)) => {}
+                Ok(event @ Event::Job(_)) => late.push(event),
+                Err(_) => {
+                    // Dropping it kills it.
+                    self.process = None;
+                    break Err("the machine's process did not end and was killed".to_owned());
+                }
             }
         };
         self.put_back(late);
@@ -398,6 +412,7 @@ impl<'a> Session<'a> {
         if unexplained && self.config.command.is_some() {
             for line in &closed.last_lines {
                 // Standard error may be closed.
+                let line = printable(line);
                 let _ = Stderr.write_all(format!("  | {line}\n").as_bytes());
             }
         }
