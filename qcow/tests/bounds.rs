@@ -6,6 +6,7 @@
 mod support;
 
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -37,8 +38,10 @@ fn alone() -> MutexGuard<'static, ()> {
 #[derive(Clone, Copy)]
 enum Rule {
     Same(u8),
-    /// An L1 table whose entries name an L2 table each, none of them the same.
+    /// An L1 table whose entries name an L2 table each, none of them the same; all else is a hole.
     Distinct,
+    /// The same, and a refcount table whose entries name a block each.
+    DistinctBlocks,
 }
 
 /// A file as long as a file can be: its first bytes, then what a rule says. Writes are forgotten.
@@ -62,6 +65,18 @@ impl Endless {
     fn call(&self) {
         self.calls.fetch_add(1, Ordering::Relaxed);
     }
+
+    /// What is no hole.
+    fn runs(&self) -> [Range<u64>; 3] {
+        match self.rule {
+            Rule::Same(_) => [0..self.len, 0..0, 0..0],
+            _ => [
+                0..self.start.len() as u64,
+                L1..L1_END,
+                REFCOUNTS..REFCOUNTS_END,
+            ],
+        }
+    }
 }
 
 impl Storage for Endless {
@@ -69,9 +84,14 @@ impl Storage for Endless {
         self.call();
         match self.rule {
             Rule::Same(byte) => buf.fill(byte),
-            Rule::Distinct => {
+            Rule::Distinct | Rule::DistinctBlocks => {
+                let blocks = matches!(self.rule, Rule::DistinctBlocks);
                 for (byte, at) in buf.iter_mut().zip(offset..) {
-                    *byte = distinct(at);
+                    *byte = match at {
+                        REFCOUNTS..REFCOUNTS_END if blocks => named(BLOCKS, at - REFCOUNTS),
+                        L1..L1_END => named(1 << 63 | L2, at - L1),
+                        _ => 0,
+                    }
                 }
             }
         }
@@ -102,6 +122,18 @@ impl Storage for Endless {
     }
     fn set_len(&self, _: u64) -> io::Result<()> {
         Ok(())
+    }
+    fn allocated(&self) -> io::Result<u64> {
+        self.call();
+        match self.rule {
+            Rule::Same(_) => Ok(self.len),
+            _ => Ok(self.runs().iter().map(|run| run.end - run.start).sum()),
+        }
+    }
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        self.call();
+        let next = self.runs().into_iter().find(|run| offset < run.end);
+        Ok(next.map(|run| run.start.max(offset)..run.end))
     }
 }
 
@@ -208,14 +240,31 @@ fn opening_and_refusing_is_bounded() {
 
 /// Where the largest L1 table is, and the L2 tables that its entries name, one each.
 const L1: u64 = 1 << 40;
+const L1_END: u64 = L1 + (32 << 20);
 const L2: u64 = 5 << 40;
+/// The same of the largest refcount table and its blocks.
+const REFCOUNTS: u64 = 2 << 40;
+const REFCOUNTS_END: u64 = REFCOUNTS + (8 << 20);
+const BLOCKS: u64 = 3 << 40;
 
-fn distinct(at: u64) -> u8 {
-    if !(L1..L1 + (32 << 20)).contains(&at) {
-        return 0;
-    }
-    let entry = 1 << 63 | (L2 + (at - L1) / 8 * 65536);
-    entry.to_be_bytes()[at as usize % 8]
+/// A byte of a table of offsets, the first of which is given; each next is a cluster further.
+fn named(first: u64, at: u64) -> u8 {
+    (first + at / 8 * 65536).to_be_bytes()[at as usize % 8]
+}
+
+/// The start of an image whose L1 and refcount table are the largest.
+fn with_largest_tables(snapshots: u32) -> Vec<u8> {
+    let mut start = valid(65536);
+    let mut put = |at: usize, bytes: &[u8]| start[at..at + bytes.len()].copy_from_slice(bytes);
+    put(24, &(1_u64 << 50).to_be_bytes());
+    put(36, &((32_u32 << 20) / 8).to_be_bytes());
+    put(40, &L1.to_be_bytes());
+    put(48, &REFCOUNTS.to_be_bytes());
+    put(56, &128_u32.to_be_bytes());
+    put(60, &snapshots.to_be_bytes());
+    put(64, &(3_u64 << 40).to_be_bytes());
+    start.truncate(65536);
+    start
 }
 
 /// The largest tables that a header may claim, all at once, with entries that all say the same or
@@ -231,18 +280,7 @@ fn the_largest_tables() {
         ("L2 tables of their own", 0, Rule::Distinct),
     ];
     for (name, snapshots, rule) in rules {
-        let mut start = valid(65536);
-        let put = |start: &mut Vec<u8>, at: usize, bytes: &[u8]| {
-            start[at..at + bytes.len()].copy_from_slice(bytes);
-        };
-        put(&mut start, 24, &(1_u64 << 50).to_be_bytes());
-        put(&mut start, 36, &((32_u32 << 20) / 8).to_be_bytes());
-        put(&mut start, 40, &L1.to_be_bytes());
-        put(&mut start, 48, &(2_u64 << 40).to_be_bytes());
-        put(&mut start, 56, &128_u32.to_be_bytes());
-        put(&mut start, 60, &snapshots.to_be_bytes());
-        put(&mut start, 64, &(3_u64 << 40).to_be_bytes());
-        start.truncate(65536);
+        let start = with_largest_tables(snapshots);
         let storage = Endless::new(start, rule);
         let (peak, calls, image) = cost(&storage, || open(&storage, false));
         assert!(peak <= OPEN_BYTES, "{name}: {peak} bytes");
@@ -325,6 +363,23 @@ fn checks_of_large_claims_are_bounded() {
         eprintln!("{fill:#x}: a check takes {peak} bytes, {calls} calls: {found:?}");
         assert!(peak <= 64 * MIB, "{fill:#x}: {peak} bytes");
         assert!(calls <= 1024, "{fill:#x}: {calls} calls");
+    }
+}
+
+/// Tables by the million in holes of a small file are not read.
+#[test]
+fn checks_of_holes_are_bounded() {
+    let _alone = alone();
+    for rule in [Rule::Distinct, Rule::DistinctBlocks] {
+        let storage = Endless::new(with_largest_tables(0), rule);
+        let options = CheckOptions::default();
+        let (peak, calls, checked) = cost(&storage, || {
+            check(Path::new(NAME), storage.clone(), &options)
+        });
+        let found = checked.map(|report| report.corruptions);
+        eprintln!("a check takes {peak} bytes, {calls} calls: {found:?}");
+        assert!(peak <= 128 * MIB, "{peak} bytes");
+        assert!(calls <= 128, "{calls} calls");
     }
 }
 

@@ -8,7 +8,7 @@ use crate::refcount;
 
 use super::Subject;
 use super::report::{Findings, Problem};
-use super::survey::{INACTIVE, L2Table, Survey, entry_violation, for_each_entry, for_each_table};
+use super::survey::{INACTIVE, L2Table, Survey, entry_violation, for_each_entry};
 use super::window::{Counter, Place, Window};
 
 /// Most runs that are noted as overlapping: a bound on memory.
@@ -134,7 +134,8 @@ impl<'a> Count<'a> {
         if let Some(span) = &survey.refcount_table {
             self.refcounts_overlap |= self.table(findings, span.what, span.offset, span.len, 1);
         }
-        for &block in survey.blocks.iter().filter(|block| **block != 0) {
+        let blocks = survey.blocks.iter().filter(|block| **block != 0);
+        for &block in blocks.chain(&survey.empty_blocks) {
             self.refcounts_overlap |= self.table(findings, "refcount block", block, cluster, 1);
         }
         Ok(())
@@ -227,17 +228,10 @@ impl<'a> Count<'a> {
 
     fn l2_tables(&mut self, findings: &mut Findings) -> Result<()> {
         let (subject, survey) = (self.subject, self.survey);
-        let cluster = subject.header.geometry.cluster();
-        for_each_table(
-            subject,
-            cluster,
-            &survey.tables,
-            |table| table.offset,
-            |table, bytes| {
-                self.l2_table(findings, table, bytes);
-                Ok(())
-            },
-        )
+        survey.for_each_table(subject, |table, bytes| {
+            self.l2_table(findings, table, bytes);
+            Ok(())
+        })
     }
 
     fn l2_table(&mut self, findings: &mut Findings, table: &L2Table, all: &[u8]) {

@@ -8,11 +8,12 @@
 //!
 //! Memory is bounded by [`CheckOptions::counter_bytes`], 128 MiB for the L2 tables' places, 8 MiB
 //! for the refcount table and 64 MiB for the snapshot table; an image with more is refused, and one
-//! with more than 256 MiB of L1, snapshot and bitmap tables. Time is bounded by the bytes of the
-//! tables that are named, holes of the file among them, times the windows.
+//! with more than 256 MiB of L1, snapshot and bitmap tables. Time is bounded by these and by the bytes
+//! that the file has, times the windows: tables in its holes are not read.
 
 mod bitmaps;
 mod count;
+mod holes;
 mod rebuild;
 mod relocate;
 mod repair;

@@ -10,7 +10,7 @@ use crate::error::Result;
 
 use super::Subject;
 use super::repair::patch;
-use super::survey::{L2Table, Survey, for_each_table};
+use super::survey::Survey;
 
 /// Offsets up to here fit into every kind of entry.
 const MAX_OFFSET: u64 = (1 << 49) - 1;
@@ -33,8 +33,7 @@ pub(super) fn relocate(
         end += behind - start;
     }
     host.sync()?;
-    let place = |table: &L2Table| table.offset;
-    for_each_table(subject, size, &survey.tables, place, |table, bytes| {
+    survey.for_each_table(subject, |table, bytes| {
         let mut bytes = bytes.to_vec();
         let entry_bytes = geometry.l2_entry() as usize;
         patch(host, table.offset, &mut bytes, entry_bytes, &mut |entry| {

@@ -16,7 +16,7 @@ use crate::storage::Storage;
 
 use super::count::Count;
 use super::report::{CheckReport, Findings};
-use super::survey::{INACTIVE, Survey, for_each_table};
+use super::survey::{INACTIVE, Survey};
 use super::window::{Counter, Place, Window};
 use super::{CheckOptions, Examined, Subject, rebuild, relocate};
 
@@ -226,32 +226,26 @@ fn flags(
         let table = entry::l1(entry.descriptor, geometry).ok()?;
         change(entry.descriptor, table.map(|(table, _)| table))
     })?;
-    for_each_table(
-        subject,
-        geometry.cluster(),
-        &survey.tables,
-        |table| table.offset,
-        |table, bytes| {
-            if table.index != INACTIVE {
-                let mut bytes = bytes.to_vec();
-                let size = geometry.l2_entry() as usize;
-                written |= patch(subject.host, table.offset, &mut bytes, size, &mut |entry| {
-                    let value = entry.descriptor;
-                    if header.data_file().is_some() {
-                        // What lies in a data file has one reference, and no refcount to say so.
-                        let wrong = value & COPIED == 0 && value & entry::OFFSET != 0;
-                        return (set && wrong).then_some(value | COPIED);
-                    }
-                    match Mapping::decode(entry, header.version, geometry).ok()? {
-                        Mapping::Standard(Standard { host: None, .. }) => None,
-                        Mapping::Standard(Standard { host, .. }) => change(value, host),
-                        Mapping::Compressed(_) => change(value, None),
-                    }
-                })?;
-            }
-            Ok(())
-        },
-    )?;
+    survey.for_each_table(subject, |table, bytes| {
+        if table.index != INACTIVE {
+            let mut bytes = bytes.to_vec();
+            let size = geometry.l2_entry() as usize;
+            written |= patch(subject.host, table.offset, &mut bytes, size, &mut |entry| {
+                let value = entry.descriptor;
+                if header.data_file().is_some() {
+                    // What lies in a data file has one reference, and no refcount to say so.
+                    let wrong = value & COPIED == 0 && value & entry::OFFSET != 0;
+                    return (set && wrong).then_some(value | COPIED);
+                }
+                match Mapping::decode(entry, header.version, geometry).ok()? {
+                    Mapping::Standard(Standard { host: None, .. }) => None,
+                    Mapping::Standard(Standard { host, .. }) => change(value, host),
+                    Mapping::Compressed(_) => change(value, None),
+                }
+            })?;
+        }
+        Ok(())
+    })?;
     if written { subject.host.sync() } else { Ok(()) }
 }
 

@@ -54,6 +54,10 @@ pub(super) struct Survey {
     pub(super) rebuild: bool,
     /// Something could not be walked, so that not all references are known.
     pub(super) incomplete: bool,
+    /// Blocks that lie in holes, which count nothing: they are not among `blocks`.
+    pub(super) empty_blocks: Vec<u64>,
+    /// There are more tables than the file has bytes for: some lie in holes.
+    pub(super) sparse: bool,
 }
 
 impl Survey {
@@ -77,6 +81,7 @@ impl Survey {
         }
         survey.refcount_table(subject, findings)?;
         survey.check_size(subject)?;
+        survey.find_holes(subject)?;
         Ok(survey)
     }
 
@@ -273,30 +278,6 @@ pub(super) fn for_each_entry(
             visit(index + i as u64, start + i as u64 * 8, be64(entry, 0))?;
         }
         index += bytes.len() as u64 / 8;
-    }
-    Ok(())
-}
-
-/// Reads tables of `size` bytes each, given in the order of the file, adjacent ones at once.
-pub(super) fn for_each_table<T>(
-    subject: &Subject<'_>,
-    size: u64,
-    tables: &[T],
-    offset: impl Fn(&T) -> u64,
-    mut visit: impl FnMut(&T, &[u8]) -> Result<()>,
-) -> Result<()> {
-    let most = (PIECE / size).max(1) as usize;
-    let mut bytes = Vec::new();
-    for run in tables.chunk_by(|a, b| offset(a).checked_add(size) == Some(offset(b))) {
-        for part in run.chunks(most) {
-            bytes.resize(part.len() * size as usize, 0);
-            subject
-                .host
-                .read(part.first().map_or(0, &offset), &mut bytes)?;
-            for (table, bytes) in part.iter().zip(bytes.chunks_exact(size as usize)) {
-                visit(table, bytes)?;
-            }
-        }
     }
     Ok(())
 }
