@@ -117,6 +117,15 @@ impl Image {
         }
     }
 
+    /// Bytes that the top image allocates and gives back at a time: a subcluster, or a cluster
+    /// where there are none; 512 for a raw file.
+    pub fn subcluster_size(&self) -> u32 {
+        match self.layers.first() {
+            Some(Layer::Qcow2(qcow2)) => qcow2.geometry.subcluster() as u32,
+            _ => 512,
+        }
+    }
+
     /// Whether writes are refused.
     pub fn read_only(&self) -> bool {
         !self.layers.first().is_some_and(Layer::writable)

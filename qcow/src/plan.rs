@@ -32,6 +32,9 @@ pub enum Plan {
         /// Drop it after the last completion of the I/O.
         pin: Pin,
     },
+    /// Through [`Image::write`](crate::Image::write), which has nothing to read or transform for it:
+    /// whole subclusters get a place. That takes little longer than moving the bytes.
+    Brief,
     /// Through [`Image::read`](crate::Image::read) or [`Image::write`](crate::Image::write):
     /// there is something to allocate, to copy or to decompress, or a file has no descriptor.
     Slow,

@@ -83,6 +83,15 @@ impl Qcow2 {
         Ok((first.unwrap_or(Way::Allocate), covered, ends))
     }
 
+    /// Whether `bytes` of one cluster can be written with nothing else coming along.
+    pub(crate) fn is_whole(&self, bytes: Range<u64>, mapping: Mapping) -> bool {
+        let ends = Ends {
+            first: mapping,
+            last: mapping,
+        };
+        self.touch(bytes.clone(), &ends) == bytes
+    }
+
     /// What must be in the host clusters when `bytes` are written. A subcluster that has no bytes
     /// there yet comes whole; a cluster that leaves its old place takes all of them along.
     pub(crate) fn touch(&self, bytes: Range<u64>, ends: &Ends) -> Range<u64> {

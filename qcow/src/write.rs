@@ -42,16 +42,20 @@ impl Image {
         let (tables, writing) = qcow2.split(&mut state)?;
         let mut extents = Vec::new();
         let mut fast = true;
+        // Nobody is waited for, and no flush comes first.
+        let mut brief = !tables.l2.is_strained()
+            && !writing.is_strained()
+            && !writing.is_allocating(&qcow2.geometry.subclusters(offset..offset + len));
         let mut overlap = None;
         let mut at = offset;
         qcow2.mappings(tables, offset, len, &mut |within, len, mapping| {
-            let touched = qcow2
-                .geometry
-                .touched(&(at..at + len), qcow2.geometry.index(at));
+            let bytes = at..at + len;
+            let touched = qcow2.geometry.touched(&bytes, qcow2.geometry.index(at));
             at += len;
             let Way::InPlace(host) = way(mapping, touched) else {
                 fast = false;
-                return false;
+                brief &= qcow2.is_whole(bytes, mapping);
+                return brief;
             };
             overlap = qcow2.find_table(writing, qcow2.geometry.span(host, 1));
             plan::push(
@@ -71,10 +75,10 @@ impl Image {
             qcow2.mark_dirty(tables, writing, offset..offset + len)?;
         }
         let pin = qcow2.pins.pin();
-        Ok(if fast {
-            Plan::Fast { extents, pin }
-        } else {
-            Plan::Slow
+        Ok(match (fast, brief) {
+            (true, _) => Plan::Fast { extents, pin },
+            (false, true) => Plan::Brief,
+            (false, false) => Plan::Slow,
         })
     }
 

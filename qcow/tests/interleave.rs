@@ -130,7 +130,7 @@ impl Disk {
             Plan::Fast { extents, pin } => self.follow(&extents, pin, |at, part| {
                 self.storage.write_at(at, &bytes[part]).unwrap();
             }),
-            Plan::Slow => self.image.write(offset, bytes).unwrap(),
+            Plan::Brief | Plan::Slow => self.image.write(offset, bytes).unwrap(),
         }
     }
 

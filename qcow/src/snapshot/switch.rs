@@ -102,18 +102,20 @@ impl Alone<'_> {
             }
         })?;
         writing.packing = None; // Its cluster may be among what is about to be freed.
-        writing.metadata.remove(recount.dropped());
+        for cluster in recount.dropped() {
+            writing.metadata.remove(&cluster);
+        }
         let moved = disk.is_some();
         if let Some(disk) = disk {
             tables.l1 = disk.l1;
             let (before, after) = disk.trees;
-            let cluster_of = |table: &u64| qcow2.geometry.index(*table);
+            for table in before.tables() {
+                writing.metadata.remove(&qcow2.geometry.index(*table));
+            }
+            let tables = after.tables().iter();
             writing
                 .metadata
-                .remove(before.tables().iter().map(cluster_of));
-            writing
-                .metadata
-                .insert(after.tables().iter().map(cluster_of));
+                .extend(tables.map(|table| qcow2.geometry.index(*table)));
         }
         drop(state);
         if moved {

@@ -29,7 +29,8 @@ impl ImageDisk {
             size: image.size(),
             read_only: image.read_only(),
             block_size: image.cluster_size().clamp(512, MAX_BLOCK_SIZE),
-            discard_size: image.cluster_size(),
+            // A host gives back no less than a page.
+            discard_size: image.subcluster_size().max(ALIGNMENT as u32),
             serial: disk.serial.clone().unwrap_or_default(),
         };
         let alignment = match disk.cache {
@@ -98,6 +99,7 @@ fn whole(error: cowshed_qcow::Error) -> io::Error {
 fn plan(plan: cowshed_qcow::Plan) -> Plan {
     match plan {
         cowshed_qcow::Plan::Slow => Plan::Slow,
+        cowshed_qcow::Plan::Brief => Plan::Brief,
         cowshed_qcow::Plan::Fast { extents, pin } => {
             Plan::Fast(extents.into_iter().map(extent).collect(), Box::new(pin))
         }

@@ -54,6 +54,9 @@ pub type Pin = Box<dyn Any + Send>;
 pub enum Plan {
     /// Directly between guest memory and these extents, which cover the request exactly.
     Fast(Vec<Extent>, Pin),
+    /// Through [`Disk::write`], which takes little longer than moving the bytes: nothing has to be
+    /// read for it.
+    Brief,
     /// Through [`Disk::read`] or [`Disk::write`]: allocation, copy on write, compression.
     Slow,
 }

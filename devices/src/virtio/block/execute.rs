@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 
-use super::disk::Disk;
+use super::disk::{Disk, Extent};
 use super::request::{Operation, Range};
 use super::transfer::{Direction, Transfer};
 use crate::virtio::Memory;
+use crate::virtio::buffers::Buffers;
 
 /// What requests are done with.
 #[derive(Clone)]
@@ -35,15 +36,18 @@ impl<'a> Executor<'a> {
         }
     }
 
-    /// Does a request if all it takes is the host's page cache: whether it did.
-    pub(super) fn execute_cached(&self, operation: &Operation) -> io::Result<bool> {
-        match operation.bytes() {
-            Some((Direction::Write, ..)) if self.context.write_through => Ok(false),
-            Some((direction, offset, data)) => self.transfer.move_cached(direction, offset, data),
-            None => Ok(false),
-        }
+    /// Moves bytes where a plan says; `flags` are those of preadv2(2).
+    pub(super) fn move_extents(
+        &self,
+        extents: &[Extent],
+        data: &Buffers,
+        direction: Direction,
+        flags: libc::c_int,
+    ) -> io::Result<()> {
+        self.transfer.move_extents(extents, data, direction, flags)
     }
 
+    /// Does a request, whatever it takes.
     pub(super) fn execute(&mut self, operation: &Operation) -> io::Result<()> {
         let Context {
             disk,

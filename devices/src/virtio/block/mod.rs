@@ -1,9 +1,10 @@
 //! The block device (virtio 1.2, section 5.2).
 //!
-//! A request's way: `request` checks it, `service` (a thread for each queue) asks the `disk` where
-//! its bytes are, and `ring` moves them, or `pool` has it done with blocking calls (`execute`,
-//! `transfer`).
+//! A request's way: `service` (a thread for each queue) takes it, `request` checks it, `begin` asks the
+//! `disk` where its bytes are, and `ring` moves them, or `pool` has it done with blocking calls
+//! (`execute`, `transfer`).
 
+mod begin;
 mod device;
 pub mod disk;
 mod execute;

@@ -11,15 +11,14 @@ use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK};
 
-use super::disk::{Extent, Pin, Plan};
 use super::execute::{Context, Executor};
 use super::flights::{Flight, Flights};
 use super::pool::{Done, Pool};
 use super::request::{self, Operation};
-use super::ring::{Ring, Target};
+use super::ring::Ring;
 use super::stats::BlockStats;
 use super::throttle::Throttle;
-use super::transfer::{self, Direction};
+use super::transfer::Direction;
 use crate::poll;
 use crate::threads::Threads;
 use crate::virtio::buffers::Buffers;
@@ -74,17 +73,18 @@ pub(super) fn serve(setup: &Setup, queue: VirtQueue, stop: &Stop) -> Result<(), 
     Service::new(setup, queue, stop)?.run()
 }
 
-struct Service<'a> {
-    context: &'a Context,
+/// Serves one queue; `begin.rs` has how requests are begun.
+pub(super) struct Service<'a> {
+    pub(super) context: &'a Context,
     stats: &'a BlockStats,
     throttle: Option<&'a Mutex<Throttle>>,
     stop: &'a Stop,
-    queue: VirtQueue,
-    executor: Executor<'a>,
+    pub(super) queue: VirtQueue,
+    pub(super) executor: Executor<'a>,
     // These end before the pins in `flights`: dropping them waits for what they are at.
-    ring: Option<Ring>,
-    pool: Pool<'a>,
-    flights: Flights,
+    pub(super) ring: Option<Ring>,
+    pub(super) pool: Pool<'a>,
+    pub(super) flights: Flights,
     /// Something was completed that the driver was not told of.
     unannounced: bool,
     /// The last request came soon after the one before.
@@ -130,8 +130,7 @@ impl<'a> Service<'a> {
             let (begun, next) = self.begin_batch()?;
             let ended = self.collect()?;
             self.announce()?;
-            // The signal of the end may be among what was collected: it does not come again.
-            if !begun && !ended && !self.stop.is_set() {
+            if !begun && !ended {
                 self.sleep(&next)?;
             }
         }
@@ -153,12 +152,11 @@ impl<'a> Service<'a> {
             if self.flights.len() >= self.queue.size().into() {
                 return Ok((count > 0, Await::Nothing));
             }
-            if let Some(throttle) = self.throttle {
-                let mut throttle = throttle.lock().unwrap_or_else(PoisonError::into_inner);
-                let delay = throttle.delay(Instant::now());
-                if !delay.is_zero() {
-                    return Ok((count > 0, Await::Time(delay)));
-                }
+            let delay = self
+                .with_throttle(|throttle| throttle.delay(Instant::now()))
+                .unwrap_or_default();
+            if !delay.is_zero() {
+                return Ok((count > 0, Await::Time(delay)));
             }
             match self.queue.pop()? {
                 Some(chain) => self.begin(chain)?,
@@ -168,137 +166,14 @@ impl<'a> Service<'a> {
         Ok((true, Await::Request))
     }
 
-    fn begin(&mut self, chain: Chain) -> Result<(), Error> {
-        let Context { disk, memory, .. } = self.context;
-        let request = request::parse(&chain, memory, disk.geometry())?;
-        let operation = match request.operation {
-            Ok(operation) => operation,
-            Err(refusal) => {
-                tracing::debug!(%refusal, "disk request refused");
-                return self.answer(&chain, &request.status, refusal.status());
-            }
-        };
-        if let Some(throttle) = self.throttle {
-            let mut throttle = throttle.lock().unwrap_or_else(PoisonError::into_inner);
-            throttle.charge(operation.bytes().map_or(0, |(_, _, data)| data.len()));
-        }
-        let at = self.flights.insert(Flight {
-            chain,
-            status: request.status,
-            operation: None,
-            pin: None,
-            parts: 0,
-            failed: false,
-        });
-        // The page cache takes a write as fast as anyone could be asked to do it, and knows at once
-        // what there is to read; but of many reads the ring does all in one call.
-        let now = match operation.bytes() {
-            Some((Direction::Read, ..)) => self.ring.is_none() || self.is_alone()?,
-            Some((Direction::Write, ..)) => true,
-            None => false,
-        };
-        let done = match now {
-            true => self.executor.execute_cached(&operation),
-            false => Ok(false),
-        };
-        let planned = match done {
-            Ok(true) => return self.end(at, &operation, Ok(())),
-            Ok(false) => self.plan(&operation),
-            Err(error) => Err(error),
-        };
-        match planned {
-            Ok(Some((extents, pin))) => self.launch(at, operation, &extents, pin),
-            Ok(None) => self.block(at, operation),
-            Err(error) => self.end(at, &operation, Err(error)),
-        }
+    /// A request of that many bytes begins.
+    pub(super) fn charge(&self, bytes: u64) {
+        self.with_throttle(|throttle| throttle.charge(bytes));
     }
 
-    /// Whether there is only one request, in flight or waiting.
-    fn is_alone(&self) -> Result<bool, Error> {
-        Ok(self.flights.len() == 1 && !self.queue.has_available()?)
-    }
-
-    /// Where the ring can move a request's bytes; `None` if it is not that simple.
-    fn plan(&self, operation: &Operation) -> io::Result<Option<(Vec<Extent>, Pin)>> {
-        let disk = &*self.context.disk;
-        let (Some(ring), Some((direction, offset, data))) = (&self.ring, operation.bytes()) else {
-            return Ok(None);
-        };
-        if data.len() > transfer::CHUNK {
-            return Ok(None);
-        }
-        let plan = match direction {
-            Direction::Read => disk.plan_read(offset, data.len())?,
-            Direction::Write if self.context.write_through => return Ok(None),
-            Direction::Write => disk.plan_write(offset, data.len())?,
-        };
-        let Plan::Fast(extents, pin) = plan else {
-            return Ok(None);
-        };
-        if !ring.has_room(extents.len()) || !transfer::aligned(disk, &extents, data) {
-            return Ok(None);
-        }
-        transfer::check(&extents, ring.files(), data.len(), direction)?;
-        Ok(Some((extents, pin)))
-    }
-
-    /// Gives a request to the ring, by extents that were checked.
-    fn launch(
-        &mut self,
-        at: usize,
-        operation: Operation,
-        extents: &[Extent],
-        pin: Pin,
-    ) -> Result<(), Error> {
-        let (Some(ring), Some((direction, _, data))) = (&mut self.ring, operation.bytes()) else {
-            return self.block(at, operation);
-        };
-        let (mut done, mut parts) = (0, 0);
-        for extent in extents {
-            let slices = data.part(done, extent.len()).slices(&self.context.memory)?;
-            done += extent.len();
-            match *extent {
-                Extent::Zero { .. } => slices.iter().for_each(transfer::zero),
-                Extent::File { file, offset, len } => {
-                    let target = Target {
-                        direction,
-                        file,
-                        offset,
-                        len,
-                    };
-                    ring.add(at, target, &slices)?;
-                    parts += 1;
-                }
-            }
-        }
-        if parts == 0 {
-            return self.end(at, &operation, Ok(()));
-        }
-        if let Some(flight) = self.flights.get_mut(at) {
-            flight.operation = Some(operation);
-            flight.pin = Some(pin);
-            flight.parts = parts;
-        }
-        Ok(())
-    }
-
-    /// Does a request with blocking calls, here or elsewhere.
-    fn block(&mut self, at: usize, operation: Operation) -> Result<(), Error> {
-        // A flush takes so long that handing it over is nothing.
-        let here = match operation {
-            Operation::GetId { .. } => true,
-            Operation::Flush => self.context.never_sync,
-            _ => self.is_alone()?,
-        };
-        let operation = match here {
-            true => operation,
-            false => match self.pool.start(at, operation) {
-                Ok(()) => return Ok(()),
-                Err(operation) => operation,
-            },
-        };
-        let result = self.executor.execute(&operation);
-        self.end(at, &operation, result)
+    fn with_throttle<T>(&self, act: impl FnOnce(&mut Throttle) -> T) -> Option<T> {
+        let throttle = self.throttle?.lock();
+        Some(act(&mut throttle.unwrap_or_else(PoisonError::into_inner)))
     }
 
     /// Ends requests that are done; whether there were any.
@@ -341,7 +216,7 @@ impl<'a> Service<'a> {
     }
 
     /// Answers a request that was begun.
-    fn end(
+    pub(super) fn end(
         &mut self,
         at: usize,
         operation: &Operation,
@@ -371,7 +246,12 @@ impl<'a> Service<'a> {
         self.answer(&chain, &status, byte as u8)
     }
 
-    fn answer(&mut self, chain: &Chain, status: &Buffers, byte: u8) -> Result<(), Error> {
+    pub(super) fn answer(
+        &mut self,
+        chain: &Chain,
+        status: &Buffers,
+        byte: u8,
+    ) -> Result<(), Error> {
         status.write(&self.context.memory, 0, &[byte])?;
         // The queue keeps chains below 4 GiB.
         self.queue.complete(chain, chain.writable.len() as u32)?;

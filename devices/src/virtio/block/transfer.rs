@@ -76,36 +76,6 @@ impl<'a> Transfer<'a> {
         })
     }
 
-    /// Moves all of `data` if nothing but the host's page cache is between the guest and the files,
-    /// and no read has to wait for the disk: whether it did.
-    pub(super) fn move_cached(
-        &self,
-        direction: Direction,
-        offset: u64,
-        data: &Buffers,
-    ) -> io::Result<bool> {
-        if self.disk.alignment() > 1 || data.len() > CHUNK {
-            return Ok(false);
-        }
-        let plan = match direction {
-            Direction::Read => self.disk.plan_read(offset, data.len())?,
-            Direction::Write => self.disk.plan_write(offset, data.len())?,
-        };
-        let Plan::Fast(extents, _pin) = plan else {
-            return Ok(false);
-        };
-        match direction {
-            // An error may be that it is not in memory; without the flag the real one comes back.
-            Direction::Read => {
-                let moved = self.move_extents(&extents, data, direction, libc::RWF_NOWAIT);
-                Ok(moved.is_ok())
-            }
-            Direction::Write => self
-                .move_extents(&extents, data, direction, 0)
-                .map(|()| true),
-        }
-    }
-
     fn chunks(
         &mut self,
         offset: u64,
@@ -125,7 +95,8 @@ impl<'a> Transfer<'a> {
         Ok(())
     }
 
-    fn move_extents(
+    /// Moves all of `data` from or to these extents. `flags` are those of preadv2(2).
+    pub(super) fn move_extents(
         &self,
         extents: &[Extent],
         data: &Buffers,

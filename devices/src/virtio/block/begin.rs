@@ -1,0 +1,161 @@
+//! How a request is begun: who does it.
+
+use super::disk::{Extent, Pin, Plan};
+use super::execute::Context;
+use super::flights::Flight;
+use super::request::{self, Operation};
+use super::ring::Target;
+use super::service::{Error, Service};
+use super::transfer::{self, Direction};
+use crate::virtio::queue::Chain;
+
+impl Service<'_> {
+    /// Begins a request; it may end at once.
+    pub(super) fn begin(&mut self, chain: Chain) -> Result<(), Error> {
+        let Context { disk, memory, .. } = self.context;
+        let request = request::parse(&chain, memory, disk.geometry())?;
+        let operation = match request.operation {
+            Ok(operation) => operation,
+            Err(refusal) => {
+                tracing::debug!(%refusal, "disk request refused");
+                return self.answer(&chain, &request.status, refusal.status());
+            }
+        };
+        self.charge(operation.bytes().map_or(0, |(_, _, data)| data.len()));
+        let at = self.flights.insert(Flight {
+            chain,
+            status: request.status,
+            operation: None,
+            pin: None,
+            parts: 0,
+            failed: false,
+        });
+        let Some((direction, offset, data)) = operation.bytes() else {
+            return self.block(at, operation);
+        };
+        let through = direction == Direction::Write && self.context.write_through;
+        if through || data.len() > transfer::CHUNK {
+            return self.block(at, operation);
+        }
+        let plan = match direction {
+            Direction::Read => disk.plan_read(offset, data.len()),
+            Direction::Write => disk.plan_write(offset, data.len()),
+        };
+        match plan {
+            Ok(Plan::Fast(extents, pin)) => self.transfer(at, operation, &extents, pin),
+            Ok(Plan::Brief) => {
+                let result = self.executor.execute(&operation);
+                self.end(at, &operation, result)
+            }
+            Ok(Plan::Slow) => self.block(at, operation),
+            Err(error) => self.end(at, &operation, Err(error)),
+        }
+    }
+
+    /// Moves bytes between guest memory and these extents, now or by the ring.
+    fn transfer(
+        &mut self,
+        at: usize,
+        operation: Operation,
+        extents: &[Extent],
+        pin: Pin,
+    ) -> Result<(), Error> {
+        let disk = &*self.context.disk;
+        let Some((direction, _, data)) = operation.bytes() else {
+            return self.block(at, operation);
+        };
+        if disk.alignment() == 1 {
+            // The page cache takes a write as fast as anyone could be asked to do it (and only the
+            // host's limit of dirty pages, which is everyone's, makes that wait), and knows at once
+            // what there is to read. But of many reads the ring does all in one call.
+            let (now, flags) = match direction {
+                Direction::Write => (true, 0),
+                Direction::Read => {
+                    let now = self.ring.is_none() || self.is_alone()?;
+                    (now, libc::RWF_NOWAIT)
+                }
+            };
+            if now {
+                let moved = self.executor.move_extents(extents, data, direction, flags);
+                if flags == 0 || moved.is_ok() {
+                    return self.end(at, &operation, moved);
+                }
+            }
+        }
+        let ring = self
+            .ring
+            .as_ref()
+            .map(|ring| (ring.files(), ring.has_room(extents.len())));
+        let Some((files, true)) = ring.filter(|_| transfer::aligned(disk, extents, data)) else {
+            return self.block(at, operation);
+        };
+        match transfer::check(extents, files, data.len(), direction) {
+            Ok(()) => self.launch(at, operation, extents, pin),
+            Err(error) => self.end(at, &operation, Err(error)),
+        }
+    }
+
+    /// Gives a request to the ring, by extents that were checked.
+    fn launch(
+        &mut self,
+        at: usize,
+        operation: Operation,
+        extents: &[Extent],
+        pin: Pin,
+    ) -> Result<(), Error> {
+        let (Some(ring), Some((direction, _, data))) = (&mut self.ring, operation.bytes()) else {
+            return self.block(at, operation);
+        };
+        let (mut done, mut parts) = (0, 0);
+        for extent in extents {
+            let slices = data.part(done, extent.len()).slices(&self.context.memory)?;
+            done += extent.len();
+            match *extent {
+                Extent::Zero { .. } => slices.iter().for_each(transfer::zero),
+                Extent::File { file, offset, len } => {
+                    let target = Target {
+                        direction,
+                        file,
+                        offset,
+                        len,
+                    };
+                    ring.add(at, target, &slices)?;
+                    parts += 1;
+                }
+            }
+        }
+        if parts == 0 {
+            return self.end(at, &operation, Ok(()));
+        }
+        if let Some(flight) = self.flights.get_mut(at) {
+            flight.operation = Some(operation);
+            flight.pin = Some(pin);
+            flight.parts = parts;
+        }
+        Ok(())
+    }
+
+    /// Does a request with blocking calls, here or elsewhere.
+    pub(super) fn block(&mut self, at: usize, operation: Operation) -> Result<(), Error> {
+        // A flush takes so long that handing it over is nothing.
+        let here = match operation {
+            Operation::GetId { .. } => true,
+            Operation::Flush => self.context.never_sync,
+            _ => self.is_alone()?,
+        };
+        let operation = match here {
+            true => operation,
+            false => match self.pool.start(at, operation) {
+                Ok(()) => return Ok(()),
+                Err(operation) => operation,
+            },
+        };
+        let result = self.executor.execute(&operation);
+        self.end(at, &operation, result)
+    }
+
+    /// Whether there is only one request, in flight or waiting.
+    fn is_alone(&self) -> Result<bool, Error> {
+        Ok(self.flights.len() == 1 && !self.queue.has_available()?)
+    }
+}
