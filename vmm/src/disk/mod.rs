@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use cowshed_devices::virtio::block::{Engine, Limits, Options, disk};
 
-use crate::config::{Cache, Disk, Io, Overlay, Root, Run};
+use crate::config::{Disk, Io, Overlay, Root, Run};
 use adapter::ImageDisk;
 use lock::Use;
 use overlay::Wanted;
@@ -262,12 +262,12 @@ fn open_one(disk: &Disk, run: &Run, keep: Option<&Path>) -> Result<Opened, Error
             (image, Kind::Throwaway(file))
         }
     };
-    let never_sync = matches!(overlay, Kind::Throwaway(_)) || disk.cache == Cache::Unsafe;
     Ok(Opened {
         disk: Arc::new(ImageDisk::new(image, disk)),
-        overlay,
         options: Options {
-            never_sync,
+            // With `cache=unsafe` a flush still writes tables: they outlive this process, if not the
+            // host.
+            never_sync: matches!(overlay, Kind::Throwaway(_)),
             queues: disk
                 .queues
                 .unwrap_or(u16::from(run.cpus).min(DEFAULT_QUEUES)),
@@ -281,6 +281,7 @@ fn open_one(disk: &Disk, run: &Run, keep: Option<&Path>) -> Result<Opened, Error
             },
             ..Options::default()
         },
+        overlay,
     })
 }
 
