@@ -100,6 +100,22 @@ fn a_read_only_disk_refuses_writes() {
 }
 
 #[test]
+fn what_was_never_flushed_is_there_after_a_power_off() {
+    if !kvm_is_here() {
+        return;
+    }
+    let work = TempDir::new().unwrap();
+    let overlay = work.path().join("overlay.qcow2");
+    let keys = format!(",overlay={}", overlay.display());
+    for seed in 1..=8 {
+        let filled = run(work.path(), &format!("blk fill {seed}"), &keys).expect_status(0);
+        assert!(filled.stdout().ends_with("PASS\n"), "{}", filled.stdout());
+        let checked = run(work.path(), &format!("blk check {seed}"), &keys).expect_status(0);
+        assert!(checked.stdout().ends_with("PASS\n"), "{}", checked.stdout());
+    }
+}
+
+#[test]
 fn a_pattern_written_through_an_overlay_is_there_in_the_next_run() {
     if !kvm_is_here() {
         return;

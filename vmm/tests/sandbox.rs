@@ -16,10 +16,9 @@ use cowshed_devices::threads::Kind;
 const PROBE: &str = "COWSHED_PROBE";
 /// Landlock and the privileges alone, without the thread's list of calls.
 const UNCONFINED: &str = "unconfined";
-const THREADS: [(&str, Thread); 6] = [
+const THREADS: [(&str, Thread); 5] = [
     ("main", Thread::Main),
     ("vcpu", Thread::Vcpu),
-    ("input", Thread::Input),
     ("disk", Thread::Device(Kind::Disk)),
     ("console", Thread::Device(Kind::Console)),
     ("entropy", Thread::Device(Kind::Entropy)),

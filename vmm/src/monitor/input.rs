@@ -6,7 +6,6 @@ use std::thread;
 
 use cowshed_devices::legacy::serial::Serial;
 
-use crate::sandbox::{self, Sandbox};
 use crate::terminal::EscapeFilter;
 
 /// Reads standard input on a thread of its own until it ends. On a terminal the escape is
@@ -14,13 +13,11 @@ use crate::terminal::EscapeFilter;
 pub(super) fn forward(
     serial: Arc<Serial>,
     terminal: bool,
-    sandbox: Sandbox,
     escaped: impl Fn() + Send + 'static,
 ) -> io::Result<()> {
     thread::Builder::new()
         .name("stdin".to_owned())
         .spawn(move || {
-            sandbox.confine(sandbox::Thread::Input);
             let mut filter = EscapeFilter::default();
             let mut bytes = [0; 256];
             loop {

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send};
 use serde::de::DeserializeOwned;
@@ -48,8 +49,6 @@ pub(crate) struct Closed {
     pub(crate) bytes_written: u64,
     /// Size of all overlay files in bytes, or why a disk is not whole.
     pub(crate) overlay_size: Result<Option<u64>, String>,
-    /// The panic's message, if the console showed one.
-    pub(crate) panic: Option<String>,
     /// The last lines of the console.
     pub(crate) last_lines: Vec<String>,
 }
@@ -110,6 +109,12 @@ impl<S: Serialize, R: DeserializeOwned> Link<S, R> {
         }
     }
 
+    /// Whether there is a message, or the other end is gone.
+    pub(crate) fn has_something(&self) -> bool {
+        let now = Timespec::default();
+        poll(&mut [PollFd::new(self, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready > 0)
+    }
+
     /// Waits for a message; `None` when the other end is gone.
     ///
     /// # Errors
@@ -153,13 +158,13 @@ mod tests {
     #[test]
     fn the_longest_message_passes_and_the_end_is_heard() {
         let (session, monitor) = pair().unwrap();
+        assert!(!session.has_something());
         // As long as the console keeps, of the characters that take most room.
         let last_lines = vec!["\u{7f}\"".repeat(8 << 10)];
         monitor.tell(&Told::Closed(Closed {
             bytes_read: 1,
             bytes_written: 2,
             overlay_size: Err("full".into()),
-            panic: None,
             last_lines: last_lines.clone(),
         }));
         drop(monitor);
@@ -168,6 +173,7 @@ mod tests {
         };
         assert_eq!(closed.last_lines, last_lines);
         assert_eq!(closed.overlay_size, Err("full".into()));
+        assert!(session.has_something());
         assert!(session.hear().unwrap().is_none());
         session.tell(&Order::Stop);
     }

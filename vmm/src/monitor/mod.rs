@@ -155,14 +155,15 @@ impl Monitor {
             let _ = writeln!(Stderr, "cowshed: {panic}");
         }));
         let sandbox = Sandbox::enter(&parts.sandbox, parts.identity, host)?;
+        let machine = machine.start(sandbox)?;
         if let Some(terminal) = terminal {
             let escape = link.clone();
-            let escape = move || escape.tell(&Told::Escaped);
-            input::forward(serial, terminal, sandbox, escape).map_err(io("read standard input"))?;
+            input::forward(serial, terminal, move || escape.tell(&Told::Escaped))
+                .map_err(io("read standard input"))?;
         }
         Ok(Self {
             link,
-            machine: machine.start(sandbox)?,
+            machine,
             sandbox,
             workers,
             disks: parts.disks,
@@ -227,14 +228,24 @@ impl Monitor {
     }
 
     fn close(self, keep: bool) {
-        self.machine.stop_devices();
-        let overlay_size = self.disks.close(keep);
-        self.link.tell(&Told::Closed(Closed {
-            bytes_read: self.stats.iter().map(|stats| stats.read()).sum(),
-            bytes_written: self.stats.iter().map(|stats| stats.written()).sum(),
+        let Self {
+            link,
+            machine,
+            disks,
+            stats,
+            console,
+            ..
+        } = self;
+        machine.stop_devices();
+        let overlay_size = disks.close(keep);
+        // It has the last hold of the images, which write out their tables when they are let go. The
+        // session ends this process as soon as it has heard the following.
+        drop(machine);
+        link.tell(&Told::Closed(Closed {
+            bytes_read: stats.iter().map(|stats| stats.read()).sum(),
+            bytes_written: stats.iter().map(|stats| stats.written()).sum(),
             overlay_size: overlay_size.map_err(|error| chain(&error)),
-            panic: self.console.panic(),
-            last_lines: self.console.last_lines(),
+            last_lines: console.last_lines(),
         }));
     }
 }

@@ -44,7 +44,6 @@ pub(super) fn of(thread: Thread, host: Virtualization) -> Allowed {
             machine_ioctls(&mut allowed);
             vcpu_ioctls(&mut allowed, host);
         }
-        Thread::Input => all(&mut allowed, &[SYS_sendto]),
         Thread::Device(kind) => device(&mut allowed, kind),
     }
     allowed

@@ -47,12 +47,11 @@ pub enum Error {
 /// What a thread of the monitor does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Thread {
-    /// Makes the devices' threads and obeys the session: it may do what any of those may.
+    /// Makes the devices' threads and obeys the session: it may do what any of those may. So may the
+    /// thread that it makes for what is typed.
     Main,
     /// Runs a vCPU.
     Vcpu,
-    /// Reads what is typed.
-    Input,
     /// Serves a device.
     Device(Kind),
 }

@@ -1,6 +1,7 @@
 //! One run, from its configuration to its report: opens what it needs, has the machine's process
 //! started, then waits for whatever comes first: a status, an ending, a signal, a deadline.
 
+mod events;
 mod job;
 mod signals;
 
@@ -8,8 +9,6 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::config;
@@ -25,8 +24,9 @@ use crate::report::{Measures, Outcome, Report, chain, printable};
 use crate::sandbox::{self, Identity};
 use crate::stderr::Stderr;
 use crate::terminal;
+use events::{Event, Events};
 use job::{Conversation, Job};
-use signals::{Blocked, Patience};
+use signals::{Patience, Signals};
 
 /// How long a guest may take to say hello, by the kind of host.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -58,15 +58,6 @@ enum Error {
     Io(&'static str, #[source] io::Error),
 }
 
-/// What can happen to a run.
-enum Event {
-    Told(Told),
-    /// The machine's process is gone, or out of its mind.
-    Gone,
-    Job(job::Event),
-    Signal(u8),
-}
-
 /// Runs one guest to its end.
 pub fn run(config: &config::Run) -> Report {
     let begin = Instant::now();
@@ -84,8 +75,7 @@ struct Session<'a> {
     boot_deadline: Option<Instant>,
     boot_timeout: Duration,
     run_deadline: Instant,
-    events: Receiver<Event>,
-    sender: Sender<Event>,
+    events: Events,
     /// None once it is known to have ended.
     process: Option<Process>,
     link: Link<Order, Told>,
@@ -130,7 +120,7 @@ impl<'a> Session<'a> {
             virtualization,
         };
         // Not before guests are made, which takes minutes that Ctrl-C should end.
-        let signals = Blocked::new().map_err(io("watch for signals"))?;
+        let signals = Signals::block().map_err(io("watch for signals"))?;
         let mut parts = Some(Parts {
             begin,
             machine,
@@ -153,17 +143,10 @@ impl<'a> Session<'a> {
             std::mem::forget(disks);
         }
 
-        let (sender, events) = mpsc::channel();
-        let signal = sender.clone();
-        signals
-            .forward(move |number| drop(signal.send(Event::Signal(number))))
-            .map_err(io("watch for signals"))?;
-        listen(link.clone(), sender.clone()).map_err(io("listen to the machine's process"))?;
+        let events = Events::new(signals, link.clone()).map_err(io("make an event"))?;
         let conversation = match (&config.command, control) {
             (Some(command), Some(socket)) => {
-                let tell = sender.clone();
-                let tell = move |event| drop(tell.send(Event::Job(event)));
-                let started = Conversation::start(job(config, command), socket, tell);
+                let started = Conversation::start(job(config, command), socket, events.teller());
                 Some(started.map_err(io("talk to the guest"))?)
             }
             _ => None,
@@ -185,7 +168,6 @@ impl<'a> Session<'a> {
             boot_timeout,
             run_deadline: begin + config.timeout.unwrap_or(NEVER).min(NEVER),
             events,
-            sender,
             process: Some(process),
             link,
             keeper,
@@ -202,6 +184,9 @@ impl<'a> Session<'a> {
         let mut outcome = self.wait();
         self.measures.end = Some(self.begin.elapsed());
         let closed = self.put_away(&outcome);
+        // Nothing more is heard of it.
+        self.events.hang_up();
+        self.process = None;
         if let Some(conversation) = self.conversation.take() {
             conversation.end();
         }
@@ -246,20 +231,13 @@ impl<'a> Session<'a> {
                 Some(boot) if !begun => self.run_deadline.min(boot),
                 _ => self.run_deadline,
             };
-            let event = match self
-                .events
-                .recv_timeout(deadline.duration_since(Instant::now()))
-            {
-                Ok(event) => event,
-                Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => continue,
-                Err(_) if Instant::now() >= self.run_deadline => {
+            let Some(event) = self.events.next(deadline) else {
+                if deadline == self.run_deadline {
                     return Outcome::Timeout(self.config.timeout.unwrap_or_default());
                 }
-                Err(_) => {
-                    let limit = self.boot_timeout.as_secs_f64();
-                    let why = format!("no sign of the guest's init within --boot-timeout {limit}s");
-                    return Outcome::BootFailed(why);
-                }
+                let limit = self.boot_timeout.as_secs_f64();
+                let why = format!("no sign of the guest's init within --boot-timeout {limit}s");
+                return Outcome::BootFailed(why);
             };
             if let Some(outcome) = self.heard(event) {
                 return outcome;
@@ -340,20 +318,18 @@ impl<'a> Session<'a> {
         let deadline = self.run_deadline.max(Instant::now() + DRAIN_GRACE);
         let mut late = Vec::new();
         loop {
-            match self
-                .events
-                .recv_timeout(deadline.duration_since(Instant::now()))
-            {
-                Ok(Event::Told(Told::Drained) | Event::Signal(_)) | Err(_) => break,
-                Ok(event @ (Event::Gone | Event::Told(Told::Failed(_)))) => {
+            match self.events.next(deadline) {
+                Some(Event::Told(Told::Drained) | Event::Signal(_)) | None => break,
+                Some(event @ (Event::Gone | Event::Told(Told::Failed(_)))) => {
                     late.push(event);
                     break;
                 }
-                Ok(Event::Told(_)) => {}
-                Ok(event @ Event::Job(_)) => late.push(event),
+                Some(Event::Told(_)) => {}
+                Some(event @ Event::Job(_)) => late.push(event),
             }
         }
-        self.put_back(late);
+        late.into_iter()
+            .for_each(|event| self.events.put_back(event));
     }
 
     /// Waits until the machine is put away. What the guest's init says meanwhile is kept.
@@ -361,31 +337,22 @@ impl<'a> Session<'a> {
         let deadline = Instant::now() + CLOSE_LIMIT;
         let mut late = Vec::new();
         let closed = loop {
-            match self
-                .events
-                .recv_timeout(deadline.duration_since(Instant::now()))
-            {
-                Ok(Event::Told(Told::Closed(closed))) => break Ok(closed),
-                Ok(Event::Told(Told::Failed(why))) => break Err(why),
-                Ok(Event::Gone) => break Err(self.how_it_ended()),
-                Ok(Event::Told(_) | Event::Signal(_)) => {}
-                Ok(event @ Event::Job(_)) => late.push(event),
-                Err(_) => {
+            match self.events.next(deadline) {
+                Some(Event::Told(Told::Closed(closed))) => break Ok(closed),
+                Some(Event::Told(Told::Failed(why))) => break Err(why),
+                Some(Event::Gone) => break Err(self.how_it_ended()),
+                Some(Event::Told(_) | Event::Signal(_)) => {}
+                Some(event @ Event::Job(_)) => late.push(event),
+                None => {
                     // Dropping it kills it.
                     self.process = None;
                     break Err("the machine's process did not end and was killed".to_owned());
                 }
             }
         };
-        self.put_back(late);
+        late.into_iter()
+            .for_each(|event| self.events.put_back(event));
         closed
-    }
-
-    fn put_back(&self, events: Vec<Event>) {
-        for event in events {
-            // The receiver is ours.
-            let _ = self.sender.send(event);
-        }
     }
 
     /// Why the machine's process is gone.
@@ -395,8 +362,8 @@ impl<'a> Session<'a> {
     }
 
     /// The status, if the guest's last words held one.
-    fn late_status(&self) -> Option<Outcome> {
-        self.events.try_iter().find_map(|event| match event {
+    fn late_status(&mut self) -> Option<Outcome> {
+        std::iter::from_fn(|| self.events.now()).find_map(|event| match event {
             Event::Job(job::Event::Hello | job::Event::Started | job::Event::Closed) => None,
             Event::Job(event) => Some(job_outcome(event)),
             _ => None,
@@ -417,22 +384,6 @@ impl<'a> Session<'a> {
             }
         }
     }
-}
-
-/// Hears the machine's process on a thread of its own, until it ends.
-fn listen(link: Link<Order, Told>, sender: Sender<Event>) -> io::Result<()> {
-    thread::Builder::new()
-        .name("monitor".to_owned())
-        .spawn(move || {
-            while let Ok(Some(told)) = link.hear() {
-                // The run is over when nobody listens.
-                if sender.send(Event::Told(told)).is_err() {
-                    return;
-                }
-            }
-            let _ = sender.send(Event::Gone);
-        })?;
-    Ok(())
 }
 
 fn job_outcome(event: job::Event) -> Outcome {

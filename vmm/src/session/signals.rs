@@ -1,7 +1,7 @@
 //! Signals to the program become events of the run.
 
 use std::io;
-use std::thread;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use libc::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
@@ -31,49 +31,51 @@ impl Patience {
     }
 }
 
-/// The signals, blocked: they wait until somebody asks for them. Every thread and process made from
-/// now on inherits that; one that does not block them would be killed by them.
-pub(super) struct Blocked(libc::sigset_t);
+/// The signals, blocked: they wait until somebody asks for them.
+pub(super) struct Signals(OwnedFd);
 
-impl Blocked {
-    /// Blocks them. Call it before any other thread is made.
-    pub(super) fn new() -> io::Result<Self> {
-        blocked_set().map(Self)
+impl Signals {
+    /// Blocks them. Call it before there is another thread or process: those inherit that; one that does
+    /// not block them would be killed by them.
+    pub(super) fn block() -> io::Result<Self> {
+        let mut set = std::mem::MaybeUninit::uninit();
+        // SAFETY: `sigemptyset` initialises what it is given.
+        unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+        // SAFETY: initialised just now.
+        let mut set = unsafe { set.assume_init() };
+        for signal in FORWARDED.into_iter().filter(|signal| !is_ignored(*signal)) {
+            // SAFETY: a set of this function and a signal that exists.
+            unsafe { libc::sigaddset(&raw mut set, signal) };
+        }
+        // SAFETY: the set is initialised; nobody asks for the old one.
+        match unsafe {
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut())
+        } {
+            0 => {}
+            error => return Err(io::Error::from_raw_os_error(error)),
+        }
+        // SAFETY: reads the set, and makes a descriptor.
+        match unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) }
+        {
+            -1 => Err(io::Error::last_os_error()),
+            // SAFETY: new, and nobody else's.
+            fd => Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) })),
+        }
     }
 
-    /// From now on `tell` hears the number of each such signal, on a thread of its own.
-    pub(super) fn forward(self, tell: impl Fn(u8) + Send + 'static) -> io::Result<()> {
-        let set = self.0;
-        thread::Builder::new()
-            .name("signals".to_owned())
-            .spawn(move || {
-                loop {
-                    let mut number = 0;
-                    // SAFETY: both point to values of this thread.
-                    if unsafe { libc::sigwait(&raw const set, &raw mut number) } != 0 {
-                        return;
-                    }
-                    tell(u8::try_from(number).unwrap_or_default());
-                }
-            })?;
-        Ok(())
+    /// The number of one that has come.
+    pub(super) fn next(&self) -> Option<u8> {
+        let mut info = [0; size_of::<libc::signalfd_siginfo>()];
+        rustix::io::read(&self.0, &mut info).ok()?;
+        // `ssi_signo`, the first field.
+        let (number, _) = info.split_first_chunk()?;
+        u32::from_ne_bytes(*number).try_into().ok()
     }
 }
 
-fn blocked_set() -> io::Result<libc::sigset_t> {
-    let mut set = std::mem::MaybeUninit::uninit();
-    // SAFETY: `sigemptyset` initialises what it is given.
-    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
-    // SAFETY: initialised just now.
-    let mut set = unsafe { set.assume_init() };
-    for signal in FORWARDED.into_iter().filter(|signal| !is_ignored(*signal)) {
-        // SAFETY: a set of this function and a signal that exists.
-        unsafe { libc::sigaddset(&raw mut set, signal) };
-    }
-    // SAFETY: the set is initialised; nobody asks for the old one.
-    match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) } {
-        0 => Ok(set),
-        error => Err(io::Error::from_raw_os_error(error)),
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
