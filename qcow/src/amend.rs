@@ -4,7 +4,7 @@
 
 use crate::check;
 use crate::error::{Error, Result};
-use crate::extension::BACKING_FORMAT;
+use crate::extension::{BACKING_FORMAT, DATA_FILE_NAME};
 use crate::header::{LAZY_REFCOUNTS, RAW_DATA};
 use crate::image::{Backing, Image};
 use crate::qcow2::Qcow2;
@@ -104,6 +104,20 @@ impl Image {
             header.extensions.set(BACKING_FORMAT, format);
             header.backing = backing;
         })
+    }
+
+    /// Records another name for the data file, which is the same file under that name: not a byte of
+    /// the disk is copied. The name is not looked at.
+    pub fn set_data_file(self, name: &str) -> Result<()> {
+        let qcow2 = self.amendable()?;
+        if qcow2.state().tables.header.data_file().is_none() {
+            let reason = "it has no data file, and gets one by being converted only";
+            return Err(qcow2.cannot_change(reason.into()));
+        }
+        if name.is_empty() {
+            return Err(qcow2.cannot_change("a data file must have a name".into()));
+        }
+        qcow2.rewrite_header(|header| header.extensions.set(DATA_FILE_NAME, Some(name.into())))
     }
 
     fn amendable(&self) -> Result<&Qcow2> {

@@ -54,6 +54,8 @@ impl Image {
                     Ok(entry.descriptor)
                 },
             )?;
+            // They could be made otherwise, as the disk's are. QEMU 7.2 tries, and zeroes clusters
+            // that the snapshot shares with the disk.
             if zeros {
                 let what = format!("zero clusters, which the snapshot {name:?} has");
                 return refuse(&what, "delete it first");

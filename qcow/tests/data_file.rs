@@ -396,3 +396,37 @@ fn preallocated_data_files_are_written_in_place() {
     };
     assert_eq!(extents, [expected]);
 }
+
+/// The same name that QEMU's `amend` gives: both open what was renamed, and no other image gets one.
+#[test]
+fn a_data_file_is_renamed() {
+    if !have_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    make(folder, "disk", true, CreateOptions::new(1 << 20));
+    let path = folder.join("disk");
+    open(&path).write(0, &[7; 1000]).unwrap();
+    for name in ["theirs", "ours", "a name that is longer than all before it"] {
+        let old = open(&path).data_file().unwrap();
+        if name == "theirs" {
+            std::fs::copy(folder.join(&old), folder.join(name)).unwrap();
+            let option = format!("data_file={name}");
+            qemu_img(folder, &["amend", "-f", "qcow2", "-o", &option, "disk"]);
+        } else {
+            open(&path).set_data_file(name).unwrap();
+            std::fs::rename(folder.join(&old), folder.join(name)).unwrap();
+        }
+        assert_eq!(open(&path).data_file().unwrap(), name);
+        qemu_img(folder, &["check", "-q", "-f", "qcow2", "disk"]);
+        assert_eq!(qemu_content(folder, "disk", "qcow2")[..1000], [7; 1000]);
+    }
+    let error = open(&path).set_data_file("").unwrap_err();
+    assert!(error.to_string().contains("must have a name"), "{error}");
+    support::make(folder, "plain", &CreateOptions::new(1 << 20));
+    let error = open(&folder.join("plain"))
+        .set_data_file("data")
+        .unwrap_err();
+    assert!(error.to_string().contains("no data file"), "{error}");
+}

@@ -2,8 +2,9 @@
 """How fast qcow2 images are read, written, mapped and checked, as ratios to qemu-img within one run.
 
 Each measure is a median over rounds that take the two in turn, from exec to exit. Requests are those
-of `qemu-img bench`, one at a time; ours are made by the example `bench` of cowshed-qcow, map and check
-by `cowshed img`. Both are built by:
+of `qemu-img bench`, one at a time; ours are made by the example `bench` of cowshed-qcow, map, check
+and snapshots by `cowshed img`. Hostile images are measured in seconds and memory: opened or refused,
+they may take a second and 64 MiB. Both programs are built by:
 
   cargo build --release --workspace && cargo build --release -p cowshed-qcow --example bench
 
@@ -31,10 +32,15 @@ MIB = 1 << 20
 SIZE = 256 * MIB
 # Visits every 4 KiB of the disk before one comes again, in no order to speak of.
 SCATTERED = 4096 * 40503
+PASSWORD = "moo"
+SECRET = ["--object", f"secret,id=password,data={PASSWORD}"]
+# Bounds for an image that is not to be believed.
+SECONDS, BYTES = 1, 64 * MIB
 
 
 def run(*words, cwd):
-    subprocess.run([str(word) for word in words], cwd=cwd, check=True, stdout=subprocess.DEVNULL)
+    environment = {**os.environ, "PASSWORD": PASSWORD} if any(str(word).endswith("/encrypted") for word in words) else None
+    subprocess.run([str(word) for word in words], cwd=cwd, check=True, stdout=subprocess.DEVNULL, env=environment)
 
 
 def timed(words, cwd):
@@ -79,19 +85,28 @@ def images(folder):
     for method in ("zlib", "zstd"):
         options = f"compression_type={method}"
         run(QEMU_IMG, "convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, "source", method, cwd=folder)
-    return ["full", "overlay", "chain", "zlib", "zstd"]
+    for method in ("luks", "aes"):
+        options = f"preallocation=metadata,encrypt.format={method},encrypt.key-secret=password"
+        options += ",encrypt.iter-time=10" if method == "luks" else ""
+        run(QEMU_IMG, "convert", *SECRET, "-f", "raw", "-O", "qcow2", "-o", options, "source", method, cwd=folder)
+    return ["full", "overlay", "chain", "zlib", "zstd", "luks", "aes"]
 
 
 def requests(folder, rounds):
-    scratch = folder / "scratch"
     for name in images(folder):
+        encrypted = name in ("luks", "aes")
+        scratch = folder / ("encrypted" if encrypted else "scratch")
+        image = ["-f", "qcow2", scratch]
+        if encrypted:
+            options = f"driver=qcow2,encrypt.key-secret=password,file.filename={scratch}"
+            image = [*SECRET, "--image-opts", options]
         for what, count, size, step in (("sequential", SIZE // MIB, MIB, MIB), ("scattered", 4000, 4096, SCATTERED)):
             for write in (False, True):
                 def prepare():
                     run("cp", "--sparse=always", name, scratch, cwd=folder)
                 words = [count, size, step] + (["write"] if write else [])
-                theirs = [QEMU_IMG, "bench", "-q", "-f", "qcow2", "-t", "writeback", "-d", 1,
-                          "-c", count, "-s", size, "-S", step, *(["-w"] if write else []), scratch]
+                theirs = [QEMU_IMG, "bench", "-q", "-t", "writeback", "-d", 1,
+                          "-c", count, "-s", size, "-S", step, *(["-w"] if write else []), *image]
                 if not write:
                     theirs.insert(3, "-U")
                 title = f"{name}: {what} {'writes' if write else 'reads'} of {size >> 10} KiB"
@@ -126,19 +141,70 @@ def large(folder, rounds):
     check = [COWSHED, "img", "check", path]
     compare("50 GiB in no order: check, theirs tuned", rounds, check, [QEMU_IMG, "check", "-q", "--image-opts", tuned], folder)
 
+    scratch = folder / "scratch"
+
+    def prepare():
+        run("cp", "--sparse=always", path, scratch, cwd=folder)
+        run("sync", scratch, cwd=folder)
+    ours = [COWSHED, "img", "snapshot", "-c", "one", scratch]
+    theirs = [QEMU_IMG, "snapshot", "-c", "one", "--image-opts", tuned.replace(str(path), str(scratch))]
+    compare("50 GiB in no order: snapshot, theirs tuned", rounds, ours, theirs, folder, prepare)
+
+
+def hostile_images(folder):
+    """Names of images that claim more than they have."""
+    def image(name, size, *fields, options="cluster_size=64k"):
+        run(QEMU_IMG, "create", "-q", "-f", "qcow2", "-o", options, name, size, cwd=folder)
+        with open(folder / name, "r+b") as file:
+            for at, form, value in fields:
+                file.seek(at)
+                file.write(struct.pack(form, value))
+            # As long as a file may be here, and almost all of it a hole.
+            file.truncate(8 << 40)
+        return name
+    l1 = (24, ">Q", 1 << 50), (36, ">I", (32 << 20) // 8), (40, ">Q", 1 << 40)
+    refcounts = (48, ">Q", 2 << 40), (56, ">I", (8 << 20) >> 16)
+    snapshots = (60, ">I", 65536), (64, ">Q", 3 << 40)
+    yield image("L1 table of 32 MiB", "1G", *l1)
+    yield image("refcount table of 8 MiB", "1G", *refcounts)
+    yield image("65536 snapshots", "1G", *snapshots)
+    yield image("all of these", "1G", *l1, *refcounts, *snapshots)
+    yield image("L1 table far past the end", "1G", (40, ">Q", 1 << 62))
+    yield image("clusters of 2 GiB", "1G", (20, ">I", 31))
+    yield image("unheard-of features", "1G", (72, ">Q", 1 << 40))
+
+
+def hostile(folder):
+    """Prints what opening or refusing takes, and what a read, a write and a check take."""
+    print(f"{'hostile images: seconds and MiB, bounds ' + str(SECONDS) + ' and ' + str(BYTES // MIB):44}", flush=True)
+    for name in hostile_images(folder):
+        path = str(folder / name)
+        row = f"{name:44}"
+        for what, words in (("info", [COWSHED, "img", "info", path]), ("read", [BENCH, path, "1", "4096", "0"]),
+                            ("write", [BENCH, path, "1", "4096", "0", "write"]), ("check", [COWSHED, "img", "check", path])):
+            began = time.perf_counter()
+            child = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            _, _, used = os.wait4(child.pid, 0)
+            seconds, memory = time.perf_counter() - began, used.ru_maxrss * 1024
+            over = " !" if seconds > SECONDS or memory > BYTES else "  "
+            row += f" {what} {seconds:6.3f} {memory / MIB:6.1f}{over}"
+        print(row, flush=True)
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=["requests", "large"])
+    parser.add_argument("--only", choices=["requests", "large", "hostile"])
     arguments = parser.parse_args()
     print(f"{'milliseconds: ours, qemu-img, ratio':44} {'on the wall':>26}   {'of the processor':>26}")
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        if arguments.only != "large":
+        if arguments.only in (None, "requests"):
             requests(folder, arguments.rounds)
-        if arguments.only != "requests":
+        if arguments.only in (None, "large"):
             large(folder, arguments.rounds)
+        if arguments.only in (None, "hostile"):
+            hostile(folder)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ Options:
   compat=1.1|0.10            version 3 or 2 of the format
   refcount_bits=BITS         1, 2, 4, 8, 16, 32 or 64
   lazy_refcounts=on|off
+  data_file=NAME             the data file's new name, which is not looked at
   size=SIZE                  as with resize
   encrypt.state=active       add the password encrypt.new-secret=NAME
   encrypt.state=inactive     remove the password encrypt.old-secret=NAME, or that in
@@ -63,6 +64,7 @@ pub(super) struct AmendArgs {
 struct Wanted {
     format: AmendOptions,
     size: Option<u64>,
+    data_file: Option<String>,
     /// A password is to be added, or else removed.
     add: Option<bool>,
     new: Option<Secret>,
@@ -83,6 +85,9 @@ pub(super) fn run(args: &AmendArgs) -> Result<u8, Failure> {
         change_keys(args, &named, &image, &wanted, add)?;
     }
     image.amend(&wanted.format)?;
+    if let Some(name) = &wanted.data_file {
+        open()?.set_data_file(name)?;
+    }
     Ok(0)
 }
 
@@ -98,6 +103,7 @@ fn parse(args: &AmendArgs) -> Result<Wanted, Failure> {
             "lazy_refcounts" => {
                 wanted.format.lazy_refcounts = Some(options::switch(&key, &value)?);
             }
+            "data_file" => wanted.data_file = Some(value),
             "size" => wanted.size = Some(options::size(&key, &value)?),
             "encrypt.state" => {
                 let states = [("active", true), ("inactive", false)];
