@@ -4,12 +4,15 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use cowshed_qcow::{
-    CreateOptions, DataFile, Extent, FileStorage, Format, Image, OpenOptions, Plan, Storage, create,
+    CreateOptions, DataFile, Extent, FileStorage, Format, Image, NewSnapshot, OpenOptions, Plan,
+    Preallocation, ResizeOptions, Selector, Storage, create,
 };
 use support::check::check;
 use support::model::{SECTOR, content};
@@ -223,4 +226,105 @@ fn a_new_subcluster_leaves_its_neighbour_alone() {
         assert_eq!(now[511..513], [7, 3], "at {at:#x}");
         assert_eq!(now[1535..1537], [3, 1], "at {at:#x}");
     }
+}
+
+/// What must have the image alone, one after the other, while other threads write: each writer's
+/// clusters are what it wrote, the bitmap has all of them, and no cluster is lost.
+#[test]
+fn sizes_snapshots_and_bitmaps_change_among_requests() {
+    const WRITERS: u64 = 3;
+    const CLUSTER: u64 = 4096;
+    const SIZE: u64 = 96 * CLUSTER;
+    let storage = Arc::new(YieldingStorage::default());
+    let options = CreateOptions {
+        cluster_size: CLUSTER as u32,
+        ..CreateOptions::new(SIZE)
+    };
+    let disk = image(storage.clone(), &options, None);
+    disk.add_bitmap("all", Some(512), true).unwrap();
+    let ended = AtomicBool::new(false);
+    let model = std::thread::scope(|scope| {
+        let (disk, ended) = (&disk, &ended);
+        let writer = |thread: u64| {
+            let mut random = Random(thread);
+            let mut own = BTreeMap::new();
+            while !ended.load(Ordering::Relaxed) || own.len() < 20 {
+                let at = (random.below(SIZE / CLUSTER / WRITERS) * WRITERS + thread) * CLUSTER;
+                let byte = 1 + random.below(255) as u8;
+                match random.below(6) {
+                    0 => {
+                        disk.write_zeroes(at, CLUSTER, byte.is_multiple_of(2))
+                            .unwrap();
+                        own.insert(at, 0);
+                    }
+                    1 => disk.flush().unwrap(),
+                    _ => {
+                        disk.write(at, &[byte; CLUSTER as usize]).unwrap();
+                        own.insert(at, byte);
+                    }
+                }
+                for (at, byte) in own.iter().take(3) {
+                    let mut now = [0xee; CLUSTER as usize];
+                    disk.read(*at, &mut now).unwrap();
+                    assert!(now == [*byte; CLUSTER as usize], "at {at:#x}");
+                }
+            }
+            own
+        };
+        let writers = (0..WRITERS).map(|thread| scope.spawn(move || writer(thread)));
+        let writers: Vec<_> = writers.collect();
+        let mut random = Random(99);
+        for i in 0..60_u64 {
+            let name = format!("{i}");
+            let resize = |size| {
+                let shrink = true;
+                let preallocation = [Preallocation::Off, Preallocation::Metadata][i as usize % 2];
+                disk.resize(
+                    size,
+                    &ResizeOptions {
+                        shrink,
+                        preallocation,
+                    },
+                )
+            };
+            match random.below(4) {
+                0 => {
+                    resize(SIZE + random.below(900) * 512).unwrap();
+                    resize(SIZE).unwrap();
+                }
+                1 => {
+                    disk.create_snapshot(&NewSnapshot::new(&*name)).unwrap();
+                    resize(SIZE + CLUSTER).unwrap();
+                    disk.delete_snapshot(&Selector::Name(name)).unwrap();
+                    resize(SIZE).unwrap();
+                }
+                2 => {
+                    disk.add_bitmap(&name, None, true).unwrap();
+                    disk.merge_bitmap("all", &name).unwrap();
+                    disk.remove_bitmap(&name).unwrap();
+                }
+                _ => disk.store_bitmaps().unwrap(),
+            }
+        }
+        ended.store(true, Ordering::Relaxed);
+        let own = writers
+            .into_iter()
+            .flat_map(|thread| thread.join().unwrap());
+        own.collect::<BTreeMap<u64, u8>>()
+    });
+    let marked = disk.dirty_ranges("all", 0..SIZE).unwrap();
+    for (at, cluster) in (0..)
+        .step_by(CLUSTER as usize)
+        .zip(content(&disk).chunks(CLUSTER as usize))
+    {
+        let byte = model.get(&at).copied();
+        assert!(
+            cluster.iter().all(|b| *b == byte.unwrap_or(0)),
+            "at {at:#x}"
+        );
+        let covered = marked.iter().any(|range| range.contains(&at));
+        assert!(covered || byte.unwrap_or(0) == 0, "{at:#x} is not marked");
+    }
+    disk.close().unwrap();
+    check(&storage.0.to_vec()).assert_clean("in the end");
 }
