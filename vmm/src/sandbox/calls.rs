@@ -111,8 +111,11 @@ fn device(allowed: &mut Allowed, kind: Kind) {
             io_uring(allowed);
             make_threads(allowed);
         }
-        // Its ports have threads.
-        Kind::Console => make_threads(allowed),
+        // Its ports have threads, which close sockets for writing when a port's output has ended.
+        Kind::Console => {
+            make_threads(allowed);
+            all(allowed, &[SYS_shutdown]);
+        }
         Kind::Entropy => {}
     }
 }
