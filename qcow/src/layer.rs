@@ -107,6 +107,29 @@ impl Layer {
         }
     }
 
+    /// Visits what the host keeps of `len` bytes at `host` of the file that has the guest's bytes,
+    /// in order: lengths, and whether there is data. What is not data is a hole, of zeros.
+    pub(crate) fn kept(
+        &self,
+        host: u64,
+        len: u64,
+        visit: &mut dyn FnMut(u64, bool) -> Result<()>,
+    ) -> Result<()> {
+        let (mut at, end) = (host, host + len);
+        while at < end {
+            let data = self.data().next_data(at)?.unwrap_or(end..end);
+            let (from, to) = (data.start.min(end), data.end.min(end));
+            if at < from {
+                visit(from - at, false)?;
+            }
+            if from < to {
+                visit(to - from, true)?;
+            }
+            at = to;
+        }
+        Ok(())
+    }
+
     pub(crate) fn size(&self) -> u64 {
         match self {
             Layer::Qcow2(qcow2) => qcow2.size(),

@@ -60,6 +60,27 @@ impl Image {
         len: u64,
         visit: &mut dyn FnMut(MapEntry) -> Result<()>,
     ) -> Result<()> {
+        self.entries(offset, len, |layer| matches!(layer, Layer::Raw(_)), visit)
+    }
+
+    /// The same, with the holes of all files as zeros without a place: nothing need be read there.
+    pub(crate) fn content(
+        &self,
+        offset: u64,
+        len: u64,
+        visit: &mut dyn FnMut(MapEntry) -> Result<()>,
+    ) -> Result<()> {
+        self.entries(offset, len, |_| true, visit)
+    }
+
+    /// Visits the entries of a range. `split_holes` says of which files the holes are told apart.
+    fn entries(
+        &self,
+        offset: u64,
+        len: u64,
+        split_holes: impl Fn(&Layer) -> bool,
+        visit: &mut dyn FnMut(MapEntry) -> Result<()>,
+    ) -> Result<()> {
         self.check_range(offset, len)?;
         let step = u64::from(self.cluster_size()) * STEP_CLUSTERS;
         let mut last: Option<MapEntry> = None;
@@ -79,7 +100,9 @@ impl Image {
                     let entry = self.describe(at, run.len, depth, run.place);
                     at += run.len;
                     match self.layers.get(depth) {
-                        Some(raw @ Layer::Raw(_)) if entry.data => split(raw, entry, &mut add),
+                        Some(layer) if entry.data && split_holes(layer) => {
+                            split(layer, entry, &mut add)
+                        }
                         _ => add(entry),
                     }
                 },
@@ -113,27 +136,26 @@ impl Image {
     }
 }
 
-/// Finds the holes in a run of a raw file.
-fn split(raw: &Layer, entry: MapEntry, add: &mut dyn FnMut(MapEntry) -> Result<()>) -> Result<()> {
-    let (mut at, end) = (entry.start, entry.start + entry.len);
-    let mut part = |from: u64, to: u64, data: bool| {
-        let empty = from == to;
-        let entry = MapEntry {
-            start: from,
-            len: to - from,
+/// Finds the holes in a run of a file.
+fn split(
+    layer: &Layer,
+    entry: MapEntry,
+    add: &mut dyn FnMut(MapEntry) -> Result<()>,
+) -> Result<()> {
+    let Some(mut offset) = entry.offset else {
+        return add(entry);
+    };
+    let mut start = entry.start;
+    layer.kept(offset, entry.len, &mut |len, data| {
+        let part = MapEntry {
+            start,
+            len,
             zero: !data,
             data,
-            offset: Some(from),
+            offset: Some(offset),
             ..entry
         };
-        if empty { Ok(()) } else { add(entry) }
-    };
-    while at < end {
-        let data = raw.host().next_data(at)?.unwrap_or(end..end);
-        let (from, to) = (data.start.min(end), data.end.min(end));
-        part(at, from, false)?;
-        part(from, to, true)?;
-        at = to;
-    }
-    Ok(())
+        (start, offset) = (start + len, offset + len);
+        add(part)
+    })
 }

@@ -261,7 +261,7 @@ fn commits_are_what_qemu_commits() {
             if below.size() < overlay.size() {
                 continue;
             }
-            commit(&overlay, &below, above, &Task::default()).unwrap();
+            commit(&overlay, &below, above, 2, &Task::default()).unwrap();
             drop(below);
             let now = support::qemu_content(folder, target, "qcow2");
             assert!(now[..expected.len()] == expected, "{base} {middle} {top}");
@@ -311,7 +311,7 @@ fn a_rebased_overlay_keeps_its_content() {
         );
         let overlay = open(&folder.join(&name), Format::Qcow2, false);
         let base = open(&folder.join(new), Format::Raw, true);
-        rebase(&overlay, Some(&base), &Task::default()).unwrap();
+        rebase(&overlay, Some(&base), 2, &Task::default()).unwrap();
         drop(overlay);
         qemu_img(folder, &["rebase", "-u", "-b", new, "-F", "raw", &name]);
         assert!(
@@ -326,7 +326,7 @@ fn a_rebased_overlay_keeps_its_content() {
         );
     }
     let overlay = copy_of("alone");
-    rebase(&overlay, None, &Task::default()).unwrap();
+    rebase(&overlay, None, 2, &Task::default()).unwrap();
     drop(overlay);
     qemu_img(folder, &["rebase", "-u", "-b", "", "alone"]);
     assert!(support::qemu_content(folder, "alone", "qcow2") == expected);

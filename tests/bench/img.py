@@ -43,7 +43,7 @@ def main():
         run(QEMU_IMG, "convert", "-f", "raw", "-O", "qcow2", "raw", "base", cwd=folder)
         run(QEMU_IMG, "create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "overlay", cwd=folder)
         for at in range(0, arguments.size, 2):
-            run(QEMU_IMG, "bench", "-q", "-f", "qcow2", "-w", "-c", 1, "-s", MIB // 2, "-o", at * MIB, "overlay", cwd=folder)
+            run(QEMU_IMG, "bench", "-q", "-f", "qcow2", "-w", "--pattern=7", "-c", 1, "-s", MIB // 2, "-o", at * MIB, "overlay", cwd=folder)
         os.truncate(folder / "raw", arguments.size * MIB)
         run("cp", "--sparse=always", "base", "other", cwd=folder)
 
@@ -55,12 +55,15 @@ def main():
         both("create", rounds, "create -q -f qcow2 new 100G", folder)
         both("info", rounds, "info -f qcow2 base", folder)
         both("check", rounds, "check -f qcow2 base", folder)
-        both("convert raw to qcow2", rounds, "convert -f raw -O qcow2 raw new", folder)
-        both("convert qcow2 to raw", rounds, "convert -f qcow2 -O raw base new", folder)
-        both("convert to zlib", rounds, "convert -c -f raw -O qcow2 raw new", folder)
+        def away():
+            (folder / "new").unlink(missing_ok=True)
+
+        both("convert raw to qcow2", rounds, "convert -f raw -O qcow2 raw new", folder, away)
+        both("convert qcow2 to raw", rounds, "convert -f qcow2 -O raw base new", folder, away)
+        both("convert to zlib", rounds, "convert -c -f raw -O qcow2 raw new", folder, away)
         zstd = "convert -c -f raw -O qcow2 -o compression_type=zstd raw new"
-        both("convert to zstd", rounds, zstd, folder)
-        both("convert to zstd, -W -m 8", rounds, zstd.replace("-c", "-c -W -m 8"), folder)
+        both("convert to zstd", rounds, zstd, folder, away)
+        both("convert to zstd, -W -m 8", rounds, zstd.replace("-c", "-c -W -m 8"), folder, away)
         both("compare", rounds, "compare -f qcow2 -F qcow2 base other", folder)
         both("commit", rounds, "commit -q -f qcow2 top", folder, fresh)
         both("rebase", rounds, "rebase -f qcow2 -b other -F qcow2 top", folder, fresh)

@@ -9,17 +9,17 @@ use crate::qcow2::Place;
 
 /// Writes what the upper `above` files of `top`'s chain have into `base`, the file beneath them,
 /// and makes that durable. `base` is that file opened anew, for writing, and at least as long as
-/// the disk. `top` stays as it is, so that after a crash this can be run again;
+/// the disk. It takes `threads` threads. `top` stays as it is, so that after a crash this can be run again;
 /// [`Image::make_empty`] follows.
 ///
 /// # Errors
 /// One of them cannot be read or written, or `task` was stopped.
-pub fn commit(top: &Image, base: &Image, above: usize, task: &Task) -> Result<()> {
+pub fn commit(top: &Image, base: &Image, above: usize, threads: usize, task: &Task) -> Result<()> {
     let size = top.size();
     base.check_range(0, size)?;
     task.begin(size);
     let layers = top.layers.get(..above).unwrap_or(&top.layers);
-    Windows::new(size).run(1, |window, buffer| {
+    Windows::new(size, base.cluster_size()).run(threads, |window, buffer| {
         let len = window.end - window.start;
         let mut at = window.start;
         walk(layers, window.start, len, &mut |index, run| {
@@ -28,12 +28,24 @@ pub fn commit(top: &Image, base: &Image, above: usize, task: &Task) -> Result<()
             if index == above {
                 return Ok(());
             }
-            if matches!(run.place, Place::Zero | Place::Below) {
-                return base.write_zeroes(start, run.len, true);
+            let mut at = start;
+            let mut put = |len: u64, data: bool| {
+                let start = at;
+                at += len;
+                if !data {
+                    return base.write_zeroes(start, len, true);
+                }
+                let bytes = buffer.get(len);
+                top.read(start, bytes)?;
+                base.write(start, bytes)
+            };
+            match (run.place, layers.get(index)) {
+                (Place::Zero | Place::Below, _) => put(run.len, false),
+                (Place::Data(host), Some(layer)) if layer.is_plain() => {
+                    layer.kept(host, run.len, &mut put)
+                }
+                _ => put(run.len, true),
             }
-            buffer.resize(run.len as usize, 0);
-            top.read(start, buffer)?;
-            base.write(start, buffer)
         })?;
         task.advance(len)
     })?;

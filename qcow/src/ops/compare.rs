@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use super::task::Task;
-use super::window::Windows;
+use super::window::{Buffer, Windows};
 use super::zeros::is_zero;
 use crate::error::Result;
 use crate::image::Image;
@@ -58,7 +58,7 @@ pub fn compare(
     let common = a.size().min(b.size());
     let size = a.size().max(b.size());
     task.begin(size);
-    let windows = Windows::new(size);
+    let windows = Windows::new(size, 512);
     let first: Mutex<Option<Difference>> = Mutex::new(None);
     let least = || *first.lock().unwrap_or_else(PoisonError::into_inner);
     windows.run(threads, |window, buffer| {
@@ -91,22 +91,30 @@ pub fn compare(
     })
 }
 
-fn entries(image: &Image, range: &Range<u64>) -> Result<Vec<MapEntry>> {
+/// Where a range is: with `strict` as the tables say, else with what is a hole in the file.
+fn entries(image: &Image, range: &Range<u64>, strict: bool) -> Result<Vec<MapEntry>> {
     let mut entries = Vec::new();
-    image.map(range.start, range.end - range.start, &mut |entry| {
+    let (start, len) = (range.start, range.end - range.start);
+    let mut add = |entry| {
         entries.push(entry);
         Ok(())
-    })?;
+    };
+    if strict {
+        image.map(start, len, &mut add)?;
+    } else {
+        image.content(start, len, &mut add)?;
+    }
     Ok(entries)
 }
 
 /// Whether two entries lead to the same bytes of the same file.
 fn same_place(a: &Image, at_a: &MapEntry, b: &Image, at_b: &MapEntry, start: u64) -> bool {
-    let place = |image: &Image, entry: &MapEntry| {
-        let offset = entry.offset? + (start - entry.start);
-        Some((image.identity(entry.depth)?, offset))
-    };
-    at_a.data && at_b.data && place(a, at_a).is_some_and(|at| place(b, at_b) == Some(at))
+    let offset = |entry: &MapEntry| Some(entry.offset? + (start - entry.start));
+    let file = |image: &Image, entry: &MapEntry| image.identity(entry.depth);
+    at_a.data
+        && at_b.data
+        && offset(at_a).is_some_and(|at| offset(at_b) == Some(at))
+        && file(a, at_a).is_some_and(|at| file(b, at_b) == Some(at))
 }
 
 fn differ(
@@ -114,9 +122,9 @@ fn differ(
     b: &Image,
     range: &Range<u64>,
     strict: bool,
-    buffer: &mut Vec<u8>,
+    buffer: &mut Buffer,
 ) -> Result<Option<Difference>> {
-    let (of_a, of_b) = (entries(a, range)?, entries(b, range)?);
+    let (of_a, of_b) = (entries(a, range, strict)?, entries(b, range, strict)?);
     let (mut of_a, mut of_b) = (of_a.iter().peekable(), of_b.iter().peekable());
     let mut start = range.start;
     while let (Some(at_a), Some(at_b)) = (of_a.peek(), of_b.peek()) {
@@ -148,12 +156,15 @@ fn differ(
 }
 
 /// The first byte of a range that is not zero.
-fn tail(image: &Image, range: Range<u64>, buffer: &mut Vec<u8>) -> Result<Option<Difference>> {
-    for entry in entries(image, &range)?.iter().filter(|entry| !entry.zero) {
-        buffer.resize(entry.len as usize, 0);
-        image.read(entry.start, buffer)?;
-        if !is_zero(buffer) {
-            let at = buffer.iter().position(|&byte| byte != 0).unwrap_or(0);
+fn tail(image: &Image, range: Range<u64>, buffer: &mut Buffer) -> Result<Option<Difference>> {
+    for entry in entries(image, &range, false)?
+        .iter()
+        .filter(|entry| !entry.zero)
+    {
+        let bytes = buffer.get(entry.len);
+        image.read(entry.start, bytes)?;
+        if !is_zero(bytes) {
+            let at = bytes.iter().position(|&byte| byte != 0).unwrap_or(0);
             let offset = entry.start + at as u64;
             return Ok(Some(Difference::Content { offset }));
         }
@@ -165,11 +176,9 @@ fn bytes_differ(
     a: &Image,
     b: &Image,
     range: Range<u64>,
-    buffer: &mut Vec<u8>,
+    buffer: &mut Buffer,
 ) -> Result<Option<Difference>> {
-    let len = (range.end - range.start) as usize;
-    buffer.resize(2 * len, 0);
-    let (of_a, of_b) = buffer.split_at_mut(len);
+    let (of_a, of_b) = buffer.pair(range.end - range.start);
     a.read(range.start, of_a)?;
     b.read(range.start, of_b)?;
     if of_a == of_b {

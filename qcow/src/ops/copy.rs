@@ -69,8 +69,9 @@ pub fn copy(
         // Streams are small when they are of whole clusters.
         compressor: compressor.filter(|_| at.is_multiple_of(target.cluster_size().into())),
     };
-    let windows = Windows::new(size);
+    let windows = Windows::new(size, target.cluster_size());
     windows.run(options.threads, |window, buffer| {
+        let buffer = buffer.get(window.end - window.start);
         let pieces = copying.read(&window, buffer)?;
         let write = || copying.write(&window, buffer, &pieces);
         if options.out_of_order {
@@ -105,14 +106,13 @@ struct Copying<'a> {
 
 impl Copying<'_> {
     /// Reads a window into a buffer, and finds what there is to write.
-    fn read(&self, window: &Range<u64>, buffer: &mut Vec<u8>) -> Result<Vec<Piece>> {
+    fn read(&self, window: &Range<u64>, buffer: &mut [u8]) -> Result<Vec<Piece>> {
         let len = window.end - window.start;
-        buffer.resize(len as usize, 0);
         let mut ranges = Vec::new();
         let place = |range: &Range<u64>| {
             (range.start - window.start) as usize..(range.end - window.start) as usize
         };
-        self.source.map(window.start, len, &mut |entry| {
+        self.source.content(window.start, len, &mut |entry| {
             let range = entry.start..entry.start + entry.len;
             let bytes = buffer.get_mut(place(&range)).unwrap_or_default();
             if !entry.zero {

@@ -8,17 +8,17 @@ use crate::image::Image;
 use crate::layer::walk;
 
 /// Writes to `top` what its backing file gives it and `new` would not: all that is not zeros if
-/// there is no `new`. `top` then has the same content over either, and is durable;
+/// there is no `new`. It takes `threads` threads. `top` then has the same content over either, and is durable;
 /// a change of its header follows. After a crash this can be run again.
 ///
 /// # Errors
 /// One of them cannot be read or written, or `task` was stopped.
-pub fn rebase(top: &Image, new: Option<&Image>, task: &Task) -> Result<()> {
+pub fn rebase(top: &Image, new: Option<&Image>, threads: usize, task: &Task) -> Result<()> {
     let size = top.size();
     task.begin(size);
     let unit = u64::from(top.cluster_size());
     let own = top.layers.get(..1).unwrap_or_default();
-    Windows::new(size).run(1, |window, buffer| {
+    Windows::new(size, top.cluster_size()).run(threads, |window, buffer| {
         let len = window.end - window.start;
         let mut below = Vec::new();
         let mut at = window.start;
@@ -30,9 +30,7 @@ pub fn rebase(top: &Image, new: Option<&Image>, task: &Task) -> Result<()> {
             Ok(())
         })?;
         for range in below {
-            let len = (range.end - range.start) as usize;
-            buffer.resize(2 * len, 0);
-            let (old, other) = buffer.split_at_mut(len);
+            let (old, other) = buffer.pair(range.end - range.start);
             top.read(range.start, old)?;
             read_or_zeros(new, range.start, other)?;
             let mut at = range.start;

@@ -5,7 +5,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::fs::{FallocateFlags, fallocate, seek};
 use rustix::io::Errno;
@@ -24,6 +24,9 @@ pub struct FileStorage {
     /// The error of the first sync that failed. The kernel has dropped what it could not write
     /// and would call the next sync a success, which is no sign that the data is there.
     failed: OnceLock<i32>,
+    /// A run of data that was found. To look for a hole costs as much as the run is long, with some
+    /// file systems. It may be out of date: zeros of a new hole are then called data.
+    data: Mutex<Range<u64>>,
 }
 
 impl FileStorage {
@@ -34,6 +37,7 @@ impl FileStorage {
             handle: None,
             durable: true,
             failed: OnceLock::new(),
+            data: Mutex::default(),
         }
     }
 
@@ -53,6 +57,11 @@ impl FileStorage {
             handle: Some(handle),
             ..self
         }
+    }
+
+    /// The run of data that was found last.
+    fn data(&self) -> MutexGuard<'_, Range<u64>> {
+        self.data.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn grow_to(&self, len: u64) -> io::Result<()> {
@@ -100,6 +109,7 @@ impl Storage for FileStorage {
     }
 
     fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
+        *self.data() = 0..0;
         match fallocate(&self.file, FallocateFlags::ZERO_RANGE, offset, len) {
             Ok(()) => return Ok(()),
             Err(errno) if unsupported(errno) => {}
@@ -120,6 +130,7 @@ impl Storage for FileStorage {
     }
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        *self.data() = 0..0;
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         fallocate(&self.file, flags, offset, len).map_err(error)
     }
@@ -151,6 +162,7 @@ impl Storage for FileStorage {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
+        *self.data() = 0..0;
         self.file.set_len(len)
     }
 
@@ -159,10 +171,15 @@ impl Storage for FileStorage {
     }
 
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let known = self.data().clone();
+        if known.contains(&offset) {
+            return Ok(Some(offset..known.end));
+        }
         // Nothing here uses the file's position, so that moving it is harmless.
         match seek(&self.file, rustix::fs::SeekFrom::Data(offset)) {
             Ok(start) => {
                 let end = seek(&self.file, rustix::fs::SeekFrom::Hole(start))?;
+                *self.data() = start..end;
                 Ok(Some(start..end))
             }
             Err(Errno::NXIO) => Ok(None),

@@ -71,11 +71,18 @@ impl NewFile {
         self.file.try_clone()
     }
 
-    /// Gives it its name, durably. A file that has it already is replaced, and links to that are
-    /// followed; whoever has it open keeps the old one.
-    pub(crate) fn replace(self, path: &Path) -> io::Result<()> {
+    /// Gives it its name. A file that has it already is replaced, durably, and links to that are
+    /// followed; whoever has it open keeps the old one. A name that is new is durable if `durable`
+    /// says so: else it and what it has may be lost when the host ends before its time.
+    pub(crate) fn replace(self, path: &Path, durable: bool) -> io::Result<()> {
         let target = match path.canonicalize() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return self.publish(path),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return if durable {
+                    self.publish(path)
+                } else {
+                    self.name(path)
+                };
+            }
             target => target?,
         };
         self.file
@@ -83,10 +90,7 @@ impl NewFile {
         self.file.sync_all()?;
         let folder = folder_of(&target);
         let temporary = folder.join(format!(".cowshed-{}-new", std::process::id()));
-        match &self.temporary {
-            Some(old) => std::fs::hard_link(old, &temporary)?,
-            None => link(&self.file, &temporary)?,
-        }
+        self.name(&temporary)?;
         std::fs::rename(&temporary, &target).inspect_err(|_| {
             // The first error says why.
             let _ = std::fs::remove_file(&temporary);
@@ -97,11 +101,15 @@ impl NewFile {
     /// Gives it its name, durably. Nothing that has that name is replaced.
     pub(crate) fn publish(self, path: &Path) -> io::Result<()> {
         self.file.sync_all()?;
-        match &self.temporary {
-            Some(temporary) => std::fs::hard_link(temporary, path)?,
-            None => link(&self.file, path)?,
-        }
+        self.name(path)?;
         File::open(folder_of(path))?.sync_all()
+    }
+
+    fn name(&self, path: &Path) -> io::Result<()> {
+        match &self.temporary {
+            Some(temporary) => std::fs::hard_link(temporary, path),
+            None => Ok(link(&self.file, path)?),
+        }
     }
 }
 

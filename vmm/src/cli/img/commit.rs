@@ -99,7 +99,7 @@ pub(super) fn run(args: &CommitArgs) -> Result<u8, Failure> {
         base.resize(top.size(), &ResizeOptions::default())?;
     }
     progress::watch(args.progress, args.quiet, |task| {
-        ops::commit(&top, &base, above, task)
+        ops::commit(&top, &base, above, common::threads(), task)
     })?;
     drop(base);
     if !args.keep && above == 1 {

@@ -16,6 +16,19 @@ pub(super) enum Output {
     Json,
 }
 
+/// qemu-img's cache modes. Files are read and written by way of the host's cache with all of them;
+/// what differs is whether a new image is waited for until it is on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Cache {
+    /// Not waited for
+    Unsafe,
+    /// On the disk when the command ends, as with the three that follow
+    Writeback,
+    None,
+    Writethrough,
+    Directsync,
+}
+
 /// A format by its name on the command line.
 pub(super) fn format(name: &str) -> Result<Format, String> {
     Format::from_name(name).ok_or_else(|| {

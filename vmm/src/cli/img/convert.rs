@@ -7,7 +7,7 @@ use clap::Args;
 use cowshed_qcow::ops::{CopyOptions, copy};
 use cowshed_qcow::{Format, Image, Selector, Storage};
 
-use super::common::{self, threads};
+use super::common::{self, Cache, threads};
 use super::open::{Access, Named};
 use super::options::{self, Wanted};
 use super::target::Target;
@@ -18,7 +18,8 @@ use crate::disk::lock::Use;
 /// Copy images into a new one, perhaps of another format.
 ///
 /// The target gets its name when it is whole: whatever happens before, there is none, or the old
-/// one. Holes stay holes, and zeros become holes.
+/// one. Holes stay holes, and zeros become holes. Only a crash of the host right after the command can
+/// lose what it wrote under a new name, as with qemu-img, unless -t writeback says to wait for the disk.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -71,6 +72,14 @@ pub(super) struct ConvertArgs {
     #[arg(short = 'n')]
     no_create: bool,
 
+    /// Whether a target under a new name is on the disk when the command ends
+    #[arg(short = 't', value_name = "CACHE", value_enum, default_value_t = Cache::Unsafe)]
+    cache: Cache,
+
+    /// Taken for scripts: sources are read by way of the host's cache
+    #[arg(short = 'T', value_name = "CACHE", value_enum)]
+    source_cache: Option<Cache>,
+
     /// With -n: the target reads as zeros
     #[arg(long, requires = "no_create")]
     target_is_zero: bool,
@@ -114,7 +123,7 @@ pub(super) fn run(args: &ConvertArgs) -> Result<u8, Failure> {
         return convert(args, &sources, &target, args.target_is_zero).map(|()| 0);
     }
     let disk = wanted.size.unwrap_or(size).max(size);
-    let new = Target::begin(path, &wanted)?;
+    let new = Target::begin(path, &wanted, args.cache != Cache::Unsafe)?;
     let file = new.make(args.output_format, &wanted, disk, &args.access.object)?;
     let image = target(args, path, file, &wanted)?;
     convert(args, &sources, &image, wanted.backing_file.is_none())?;

@@ -88,7 +88,7 @@ pub(super) fn run(args: &CreateArgs) -> Result<u8, Failure> {
         }
     };
     let size = size.checked_next_multiple_of(512).ok_or_else(too_large)?;
-    let target = Target::begin(path, &wanted)?;
+    let target = Target::begin(path, &wanted, true)?;
     target.make(args.format, &wanted, size, &args.access.object)?;
     target.publish()?;
     if !args.quiet {

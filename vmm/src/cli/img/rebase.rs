@@ -82,7 +82,7 @@ pub(super) fn run(args: &RebaseArgs) -> Result<u8, Failure> {
         }
     };
     progress::watch(args.progress, args.quiet, |task| {
-        ops::rebase(&image, new.as_ref(), task)
+        ops::rebase(&image, new.as_ref(), common::threads(), task)
     })?;
     image.set_backing(backing)?;
     Ok(0)

@@ -20,11 +20,13 @@ use crate::disk::new_file::NewFile;
 pub(super) struct Target {
     path: PathBuf,
     new: NewFile,
+    durable: bool,
 }
 
 impl Target {
-    /// Makes a file that is to be `path`, if what is there can be replaced.
-    pub(super) fn begin(path: &Path, wanted: &Wanted) -> Result<Self, Failure> {
+    /// Makes a file that is to be `path`, if what is there can be replaced. With `durable` it is on
+    /// the disk when it is published.
+    pub(super) fn begin(path: &Path, wanted: &Wanted, durable: bool) -> Result<Self, Failure> {
         if path.exists() {
             for name in wanted.files()? {
                 let itself = path.canonicalize().ok();
@@ -40,6 +42,7 @@ impl Target {
         Ok(Self {
             path: path.to_owned(),
             new,
+            durable,
         })
     }
 
@@ -52,13 +55,14 @@ impl Target {
         objects: &[SecretObject],
     ) -> Result<Arc<dyn Storage>, Failure> {
         let path = &self.path;
-        let storage = locked(path, self.new.try_clone().map_err(failed(path))?)?;
+        let file = self.new.try_clone().map_err(failed(path))?;
+        let storage = locked(path, file, self.durable)?;
         match format {
             Format::Qcow2 => {
                 let mut options = wanted.qcow2(size, objects)?;
                 options.data_file = match wanted.data_file()? {
                     None => None,
-                    Some((name, raw)) => Some(data_file(path, name, raw)?),
+                    Some((name, raw)) => Some(data_file(path, name, raw, self.durable)?),
                 };
                 options.backing = wanted.backing_file.clone().zip(wanted.backing_format);
                 create(path, storage.clone(), &options)?;
@@ -77,12 +81,14 @@ impl Target {
 
     /// Gives the image its name.
     pub(super) fn publish(self) -> Result<(), Failure> {
-        self.new.replace(&self.path).map_err(failed(&self.path))
+        self.new
+            .replace(&self.path, self.durable)
+            .map_err(failed(&self.path))
     }
 }
 
 /// The file for the data of the image at `path`: made, or emptied when that is made.
-fn data_file(path: &Path, name: String, raw: bool) -> Result<DataFile, Failure> {
+fn data_file(path: &Path, name: String, raw: bool, durable: bool) -> Result<DataFile, Failure> {
     let place = options::beside(path, &name);
     let file = File::options()
         .read(true)
@@ -91,13 +97,17 @@ fn data_file(path: &Path, name: String, raw: bool) -> Result<DataFile, Failure> 
         .truncate(false) // Only when it is locked.
         .open(&place)
         .map_err(failed(&place))?;
-    let storage = locked(&place, file)?;
+    let storage = locked(&place, file, durable)?;
     Ok(DataFile { name, raw, storage })
 }
 
-fn locked(path: &Path, file: File) -> Result<Arc<dyn Storage>, Failure> {
+fn locked(path: &Path, file: File, durable: bool) -> Result<Arc<dyn Storage>, Failure> {
     lock(&file, Use::Write).map_err(|error| failed(path)(io::Error::other(error)))?;
-    Ok(Arc::new(FileStorage::new(file)))
+    Ok(Arc::new(if durable {
+        FileStorage::new(file)
+    } else {
+        FileStorage::without_sync(file)
+    }))
 }
 
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> Failure {
