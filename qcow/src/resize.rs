@@ -141,7 +141,30 @@ impl Alone<'_> {
         self.set_size(size)?;
         self.clear(geometry.clusters(size)..u64::MAX, 0)?;
         self.qcow2.flush_alone()?;
+        self.cut_tail()?;
         self.qcow2.data.resize(old, size)
+    }
+
+    /// Cuts free clusters off the file's end. A crash before that is durable leaves the file long.
+    fn cut_tail(&self) -> Result<()> {
+        let qcow2 = self.qcow2;
+        let mut state = qcow2.state();
+        let (tables, writing) = qcow2.split(&mut state)?;
+        let (mut at, end) = (0, qcow2.geometry.clusters(tables.file_len));
+        let mut used = 0;
+        while at < end {
+            let (free, count) = writing.refcounts.run(&qcow2.host, at, end - at)?;
+            at += count;
+            if !free {
+                used = at;
+            }
+        }
+        if used < end {
+            tables.file_len = used * qcow2.geometry.cluster();
+            writing.high = writing.high.min(used);
+            qcow2.host.set_len(tables.file_len)?;
+        }
+        Ok(())
     }
 
     /// Bitmaps get their new size with the disk.
