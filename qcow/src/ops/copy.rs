@@ -9,6 +9,9 @@ use crate::compress::{CompressedCluster, Compressor};
 use crate::error::Result;
 use crate::image::Image;
 
+/// The least that is given up when it cannot be read.
+const SECTOR: usize = 512;
+
 /// How a disk is copied.
 #[derive(Clone, Debug)]
 pub struct CopyOptions {
@@ -26,6 +29,8 @@ pub struct CopyOptions {
     pub only_differences: bool,
     /// Clusters are compressed, if the target can have that.
     pub compress: bool,
+    /// What cannot be read of the source is taken for zeros, with a warning.
+    pub salvage: bool,
 }
 
 impl Default for CopyOptions {
@@ -38,6 +43,7 @@ impl Default for CopyOptions {
             target_is_zero: false,
             only_differences: false,
             compress: false,
+            salvage: false,
         }
     }
 }
@@ -112,17 +118,25 @@ impl Copying<'_> {
         let place = |range: &Range<u64>| {
             (range.start - window.start) as usize..(range.end - window.start) as usize
         };
-        self.source.content(window.start, len, &mut |entry| {
+        let found = self.source.content(window.start, len, &mut |entry| {
             let range = entry.start..entry.start + entry.len;
             let bytes = buffer.get_mut(place(&range)).unwrap_or_default();
             if !entry.zero {
-                self.source.read(range.start, bytes)?;
+                self.read_range(range.start, bytes)?;
             } else if entry.len < len {
                 bytes.fill(0);
             }
             ranges.push((range, entry.zero));
             Ok(())
-        })?;
+        });
+        match found {
+            // The tables cannot be read: some parts of the window may be, one by one.
+            Err(_) if self.options.salvage => {
+                self.read_range(window.start, buffer)?;
+                ranges = vec![(window.clone(), false)];
+            }
+            found => found?,
+        }
         let whole = matches!(&ranges[..], [(_, true)]);
         let unit = match &self.compressor {
             Some(compressor) => Some(compressor.cluster_size()),
@@ -163,6 +177,31 @@ impl Copying<'_> {
             Some(compressor) => compress(*compressor, pieces, window, buffer),
             None => pieces,
         })
+    }
+
+    /// Reads from the source. To salvage what can be read, what cannot is zeros.
+    fn read_range(&self, start: u64, bytes: &mut [u8]) -> Result<()> {
+        let Err(error) = self.source.read(start, bytes) else {
+            return Ok(());
+        };
+        if !self.options.salvage {
+            return Err(error);
+        }
+        let mut lost = 0;
+        for (sector, bytes) in (start..).step_by(SECTOR).zip(bytes.chunks_mut(SECTOR)) {
+            if self.source.read(sector, bytes).is_err() {
+                bytes.fill(0);
+                lost += bytes.len();
+            }
+        }
+        let error = &error as &dyn std::error::Error;
+        tracing::warn!(
+            error,
+            start,
+            lost,
+            "what cannot be read is zeros in the copy"
+        );
+        Ok(())
     }
 
     /// The clusters of `pieces` that the target has not already.

@@ -1,6 +1,8 @@
 //! Watching and stopping long work.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 
@@ -10,9 +12,23 @@ pub struct Task {
     total: AtomicU64,
     done: AtomicU64,
     stopped: AtomicBool,
+    /// Bytes a second, 0: as many as can be.
+    rate: u64,
+    began: OnceLock<Instant>,
 }
 
+/// How long a stop may go unnoticed where the rate is limited.
+const TICK: Duration = Duration::from_millis(100);
+
 impl Task {
+    /// One that does at most `rate` bytes of the disk a second, whatever is there; 0: no limit.
+    pub fn with_rate(rate: u64) -> Self {
+        Task {
+            rate,
+            ..Self::default()
+        }
+    }
+
     /// Bytes of the disk that the work is about; 0 before it is known.
     pub fn total(&self) -> u64 {
         self.total.load(Ordering::Relaxed)
@@ -29,16 +45,33 @@ impl Task {
     }
 
     pub(crate) fn begin(&self, total: u64) {
+        self.began.get_or_init(Instant::now);
         self.done.store(0, Ordering::Relaxed);
         self.total.store(total, Ordering::Relaxed);
     }
 
     /// Counts bytes, or says that the work is to end.
     pub(crate) fn advance(&self, bytes: u64) -> Result<()> {
-        self.done.fetch_add(bytes, Ordering::Relaxed);
-        if self.stopped.load(Ordering::Relaxed) {
-            return Err(Error::Stopped);
+        let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        loop {
+            if self.stopped.load(Ordering::Relaxed) {
+                return Err(Error::Stopped);
+            }
+            let early = self.early(done);
+            if early.is_zero() {
+                return Ok(());
+            }
+            std::thread::sleep(early.min(TICK));
         }
-        Ok(())
+    }
+
+    /// How long it is until `done` bytes are not too many.
+    fn early(&self, done: u64) -> Duration {
+        let took = self.began.get_or_init(Instant::now).elapsed();
+        let due = match self.rate {
+            0 => Duration::ZERO,
+            rate => Duration::from_secs_f64(done as f64 / rate as f64),
+        };
+        due.saturating_sub(took)
     }
 }

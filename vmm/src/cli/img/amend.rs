@@ -6,10 +6,10 @@ use std::time::Duration;
 use clap::Args;
 use cowshed_qcow::{AmendOptions, Format, Image, KeyCost, ResizeOptions, Secret};
 
+use super::common::{self, Caches};
 use super::open::{Access, Named};
-use super::options;
 use super::secrets::find;
-use super::{Failure, common};
+use super::{Failure, options};
 use crate::disk::lock::Use;
 
 /// Change what an image is: its version, its refcounts, its passwords.
@@ -51,6 +51,9 @@ pub(super) struct AmendArgs {
     /// Say nothing
     #[arg(short)]
     quiet: bool,
+
+    #[command(flatten)]
+    caches: Caches,
 
     #[command(flatten)]
     access: Access,
@@ -140,7 +143,7 @@ fn change_keys(
         if wanted.slot.is_some() {
             return usage("the key slot of a new password is not chosen: it gets the first free");
         }
-        let Some(opened_by) = named.secrets.first() else {
+        let Some((_, opened_by)) = named.secrets.first() else {
             return usage("the image's own password is needed too: see the example in --help");
         };
         image.add_key(opened_by, new, wanted.cost)?;

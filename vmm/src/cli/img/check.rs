@@ -8,7 +8,7 @@ use cowshed_qcow::{CheckOptions, CheckReport, Format, Repair, check, repair};
 use serde::Serialize;
 
 use super::Failure;
-use super::common::{self, Output};
+use super::common::{self, Caches, Output};
 use super::open::Access;
 use crate::disk::lock::Use;
 
@@ -42,6 +42,9 @@ pub(super) struct CheckArgs {
     /// Say nothing of an image without errors
     #[arg(short)]
     quiet: bool,
+
+    #[command(flatten)]
+    caches: Caches,
 
     #[command(flatten)]
     access: Access,

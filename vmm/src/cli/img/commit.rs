@@ -5,10 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use cowshed_qcow::{Format, Image, Opener, ResizeOptions, Storage, ops};
+use cowshed_qcow::ops::{self, Task};
+use cowshed_qcow::{Format, Image, Opener, ResizeOptions, Storage};
 
+use super::common::{self, Caches};
 use super::open::{Access, Named, failed};
-use super::{Failure, common, options, progress};
+use super::progress::{self, Progress};
+use super::{Failure, options};
+use crate::cli::value;
 use crate::disk::files::storage;
 use crate::disk::lock::Use;
 
@@ -17,6 +21,12 @@ use crate::disk::lock::Use;
 /// The overlay is empty then. Other overlays of that backing file see it change: there must be
 /// none. Ended before its time, it is run again.
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  cowshed img commit overlay.qcow2
+  cowshed img commit -b base.qcow2 top.qcow2        what lies between goes there too
+  cowshed img commit --object secret,id=k,file=password --image-opts \\
+    driver=qcow2,file.filename=top.qcow2,backing.encrypt.key-secret=k")]
 pub(super) struct CommitArgs {
     /// Format of the image
     #[arg(short, value_name = "FORMAT", value_parser = common::format)]
@@ -31,13 +41,15 @@ pub(super) struct CommitArgs {
     #[arg(short = 'd')]
     keep: bool,
 
-    /// Show progress, also where standard error is no terminal
-    #[arg(short)]
-    progress: bool,
+    #[command(flatten)]
+    progress: Progress,
 
-    /// Say nothing
-    #[arg(short)]
-    quiet: bool,
+    #[command(flatten)]
+    caches: Caches,
+
+    /// Go through at most this many bytes of the disk a second
+    #[arg(short, value_name = "RATE", value_parser = value::size, default_value_t = 0, hide_default_value = true)]
+    rate: u64,
 
     #[command(flatten)]
     access: Access,
@@ -82,7 +94,10 @@ pub(super) fn run(args: &CommitArgs) -> Result<u8, Failure> {
     let (format, base_format) = formats.unwrap_or((Format::Qcow2, Format::Raw));
     drop(chain);
 
-    let beneath = Named::path(&base_path, Some(base_format));
+    let beneath = Named {
+        secrets: named.secrets_from(above),
+        ..Named::path(&base_path, Some(base_format))
+    };
     let (file, _) = access.file(&beneath, Use::Write)?;
     let options = access.options(&beneath, base_format, false);
     let base = access.open_file(&base_path, file.clone(), &options)?;
@@ -98,7 +113,7 @@ pub(super) fn run(args: &CommitArgs) -> Result<u8, Failure> {
     if base.size() < top.size() {
         base.resize(top.size(), &ResizeOptions::default())?;
     }
-    progress::watch(args.progress, args.quiet, |task| {
+    progress::watch(&args.progress, &Task::with_rate(args.rate), |task| {
         ops::commit(&top, &base, above, common::threads(), task)
     })?;
     drop(base);

@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 use cowshed_qcow::Format;
 
 use super::Failure;
@@ -27,6 +27,18 @@ pub(super) enum Cache {
     None,
     Writethrough,
     Directsync,
+}
+
+/// Cache modes where they change nothing: what is changed is on the disk when the command ends.
+#[derive(Args, Debug)]
+pub(super) struct Caches {
+    /// Taken for scripts: changes are on the disk when the command ends, whatever is said here
+    #[arg(short = 't', value_name = "CACHE")]
+    cache: Option<Cache>,
+
+    /// Taken for scripts: files are read by way of the host's cache
+    #[arg(short = 'T', value_name = "CACHE")]
+    source_cache: Option<Cache>,
 }
 
 /// A format by its name on the command line.

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 use cowshed_qcow::Format;
-use cowshed_qcow::ops::{Difference, compare};
+use cowshed_qcow::ops::{Difference, Task, compare};
 
-use super::common::{self, threads};
+use super::Failure;
+use super::common::{self, Caches, threads};
 use super::open::Access;
-use super::{Failure, progress};
+use super::progress::{self, Progress};
 
 /// Status of a comparison that could not be made: 1 is a difference.
 pub(super) const FAILED: u8 = 2;
@@ -19,6 +20,10 @@ pub(super) const FAILED: u8 = 2;
 /// Ends with 0 if they have the same, with 1 if they differ, with 2 if that cannot be told. If
 /// one is longer, the rest of it must be zeros.
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  cowshed img compare -f raw -F qcow2 disk.raw disk.qcow2
+  cowshed img compare -q one.qcow2 other.qcow2 || echo different")]
 pub(super) struct CompareArgs {
     /// Format of the first image
     #[arg(short, value_name = "FORMAT", value_parser = common::format)]
@@ -32,13 +37,11 @@ pub(super) struct CompareArgs {
     #[arg(short)]
     strict: bool,
 
-    /// Show progress, also where standard error is no terminal
-    #[arg(short)]
-    progress: bool,
+    #[command(flatten)]
+    progress: Progress,
 
-    /// Say nothing: the status tells
-    #[arg(short)]
-    quiet: bool,
+    #[command(flatten)]
+    caches: Caches,
 
     #[command(flatten)]
     access: Access,
@@ -57,7 +60,7 @@ pub(super) fn run(args: &CompareArgs) -> Result<u8, Failure> {
     };
     let first = open(&args.first, args.format)?;
     let second = open(&args.second, args.second_format)?;
-    let say = |line: &str| match args.quiet {
+    let say = |line: &str| match args.progress.quiet {
         true => Ok(()),
         false => writeln!(std::io::stdout(), "{line}"),
     };
@@ -65,7 +68,7 @@ pub(super) fn run(args: &CompareArgs) -> Result<u8, Failure> {
         say("Strict mode: Image size mismatch!")?;
         return Ok(1);
     }
-    let found = progress::watch(args.progress, args.quiet, |task| {
+    let found = progress::watch(&args.progress, &Task::default(), |task| {
         compare(&first, &second, args.strict, threads(), task)
     })?;
     if found.sizes_differ {

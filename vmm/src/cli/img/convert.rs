@@ -4,16 +4,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use cowshed_qcow::ops::{CopyOptions, copy};
+use cowshed_qcow::ops::{CopyOptions, Task, copy};
 use cowshed_qcow::{Format, Image, Selector, Storage};
 
+use super::Failure;
 use super::common::{self, Cache, threads};
 use super::open::{Access, Named};
 use super::options::{self, Wanted};
+use super::progress::{self, Progress};
 use super::target::Target;
-use super::{Failure, progress};
 use crate::cli::value;
 use crate::disk::lock::Use;
+
+/// Bytes of the disk whose marks are copied at a time.
+const BITMAP_STEP: u64 = 1 << 40;
 
 /// Copy images into a new one, perhaps of another format.
 ///
@@ -21,11 +25,14 @@ use crate::disk::lock::Use;
 /// one. Holes stay holes, and zeros become holes. Only a crash of the host right after the command can
 /// lose what it wrote under a new name, as with qemu-img, unless -t writeback says to wait for the disk.
 #[derive(Args, Debug)]
-#[command(after_help = "\
+#[command(
+    override_usage = "cowshed img convert [OPTIONS] <SOURCE>... <TARGET>",
+    after_help = "\
 Examples:
   cowshed img convert -f raw -O qcow2 disk.raw disk.qcow2
   cowshed img convert -O qcow2 -c -o compression_type=zstd disk.qcow2 small.qcow2
-  cowshed img convert -O qcow2 -B base.qcow2 -F qcow2 overlay.qcow2 moved.qcow2")]
+  cowshed img convert -O qcow2 -B base.qcow2 -F qcow2 overlay.qcow2 moved.qcow2"
+)]
 pub(super) struct ConvertArgs {
     /// Format of the sources
     #[arg(short, value_name = "FORMAT", value_parser = common::format)]
@@ -84,19 +91,34 @@ pub(super) struct ConvertArgs {
     #[arg(long, requires = "no_create")]
     target_is_zero: bool,
 
-    /// Show progress, also where standard error is no terminal
-    #[arg(short)]
-    progress: bool,
+    /// Copy at most this many bytes of the disk a second
+    #[arg(short, value_name = "RATE", value_parser = value::size, default_value_t = 0, hide_default_value = true)]
+    rate: u64,
 
-    /// Say nothing
-    #[arg(short)]
-    quiet: bool,
+    /// Copy what can be read: what cannot is zeros, with a warning
+    #[arg(long)]
+    salvage: bool,
+
+    /// Copy the persistent bitmaps of the source too
+    #[arg(long)]
+    bitmaps: bool,
+
+    /// With --bitmaps: leave out bitmaps that are inconsistent
+    #[arg(long, requires = "bitmaps")]
+    skip_broken_bitmaps: bool,
+
+    /// With -n: the target is named by options, as with --image-opts
+    #[arg(long, requires = "no_create")]
+    target_image_opts: bool,
+
+    #[command(flatten)]
+    progress: Progress,
 
     #[command(flatten)]
     access: Access,
 
     /// The sources, one after the other on the new disk, and the target
-    #[arg(required = true, num_args = 2.., value_names = ["SOURCE", "TARGET"])]
+    #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
 }
 
@@ -109,6 +131,9 @@ pub(super) fn run(args: &ConvertArgs) -> Result<u8, Failure> {
     if args.compress && args.output_format == Format::Raw {
         return usage("a raw image cannot be compressed: add -O qcow2");
     }
+    if args.bitmaps && (args.output_format == Format::Raw || sources.len() > 1) {
+        return usage("--bitmaps takes one source and a qcow2 target: add -O qcow2");
+    }
     let snapshot = args.snapshot.as_deref().map(selector);
     let open = |path: &PathBuf| {
         let mut named = args.access.name(path, args.format)?;
@@ -118,7 +143,11 @@ pub(super) fn run(args: &ConvertArgs) -> Result<u8, Failure> {
     let sources: Vec<Image> = sources.iter().map(open).collect::<Result<_, _>>()?;
     let size = sources.iter().map(Image::size).sum();
     if args.no_create {
-        let named = Named::path(path, Some(args.output_format));
+        let named = if args.target_image_opts {
+            args.access.name_by_options(path, None)?
+        } else {
+            Named::path(path, Some(args.output_format))
+        };
         let target = args.access.open(&named, Use::Write)?;
         return convert(args, &sources, &target, args.target_is_zero).map(|()| 0);
     }
@@ -148,7 +177,11 @@ fn target(
         }
     };
     let mut named = Named::path(path, Some(args.output_format));
-    named.secrets.extend(wanted.secret(&args.access.object)?);
+    named.secrets = wanted
+        .secret(&args.access.object)?
+        .map(|secret| (0, secret))
+        .into_iter()
+        .collect();
     let options = args.access.options(&named, args.output_format, false);
     if wanted.data_file()?.is_some() {
         // The file that it names is opened anew.
@@ -164,6 +197,24 @@ fn selector(text: &str) -> Selector {
         Some(("snapshot.name", name)) => Selector::Name(name.into()),
         _ => Selector::IdOrName(text.into()),
     }
+}
+
+/// Copies the bitmaps that can be used.
+fn copy_bitmaps(source: &Image, target: &Image) -> Result<(), Failure> {
+    for bitmap in source.bitmaps()? {
+        if bitmap.inconsistent.is_some() {
+            continue;
+        }
+        let granularity = u32::try_from(bitmap.granularity).ok();
+        target.add_bitmap(&bitmap.name, granularity, bitmap.enabled)?;
+        let size = source.size();
+        for start in (0..size).step_by(BITMAP_STEP as usize) {
+            let part = start..(start + BITMAP_STEP).min(size);
+            let ranges = source.dirty_ranges(&bitmap.name, part)?;
+            target.mark_bitmap(&bitmap.name, &ranges)?;
+        }
+    }
+    Ok(())
 }
 
 fn convert(
@@ -186,13 +237,27 @@ fn convert(
         target_is_zero,
         only_differences: args.backing.is_some(),
         compress: args.compress,
+        salvage: args.salvage,
     };
+    let broken = sources.iter().flat_map(Image::bitmaps).flatten();
+    let mut broken = broken.filter(|bitmap| bitmap.inconsistent.is_some());
+    if let (true, false, Some(bitmap)) = (args.bitmaps, args.skip_broken_bitmaps, broken.next()) {
+        return Err(Failure::Usage(format!(
+            "the bitmap {:?} is inconsistent and cannot be copied: add --skip-broken-bitmaps, or \
+             remove it with cowshed img bitmap --remove",
+            bitmap.name
+        )));
+    }
     let mut at = 0;
     for source in sources {
-        progress::watch(args.progress, args.quiet, |task| {
+        let task = Task::with_rate(args.rate);
+        progress::watch(&args.progress, &task, |task| {
             copy(source, target, at, &options, task)
         })?;
         at += source.size();
+    }
+    if let (true, [source]) = (args.bitmaps, sources) {
+        copy_bitmaps(source, target)?;
     }
     target.flush()?;
     Ok(())

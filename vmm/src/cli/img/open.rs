@@ -49,8 +49,8 @@ pub(super) struct Access {
 pub(super) struct Named {
     pub(super) path: PathBuf,
     pub(super) format: Option<Format>,
-    /// Passwords of the encrypted files of its chain, from the top down.
-    pub(super) secrets: Vec<Secret>,
+    /// Passwords of the encrypted files of its chain, from the top down, with how deep they are.
+    pub(super) secrets: Vec<(usize, Secret)>,
     /// The snapshot of it that is meant.
     pub(super) snapshot: Option<Selector>,
 }
@@ -65,20 +65,35 @@ impl Named {
             snapshot: None,
         }
     }
+
+    /// The passwords that are left for a file so deep in the chain and those beneath it.
+    pub(super) fn secrets_from(&self, depth: usize) -> Vec<(usize, Secret)> {
+        let mut secrets = self.secrets.clone();
+        secrets.retain(|(at, _)| *at >= depth);
+        secrets
+    }
 }
 
 impl Access {
     /// What the command line means by `image`.
     pub(super) fn name(&self, image: &Path, format: Option<Format>) -> Result<Named, Failure> {
-        if !self.image_opts {
-            return Ok(Named::path(image, format));
+        if self.image_opts {
+            self.name_by_options(image, format)
+        } else {
+            Ok(Named::path(image, format))
         }
+    }
+
+    /// What is meant by options in the place of a path.
+    pub(super) fn name_by_options(
+        &self,
+        image: &Path,
+        format: Option<Format>,
+    ) -> Result<Named, Failure> {
         let text = image
             .to_str()
             .ok_or_else(|| usage("its options are not UTF-8"))?;
         let mut named = Named::path(Path::new(""), format);
-        // Which file beneath the top a password is of, and the password.
-        let mut secrets = Vec::new();
         for (key, value) in options::split(text) {
             match key.as_str() {
                 "driver" => named.format = Some(common::format(&value).map_err(usage)?),
@@ -93,15 +108,14 @@ impl Access {
                     });
                     let depth =
                         depth.ok_or_else(|| usage(format!("--image-opts has no {key:?}")))?;
-                    secrets.push((depth, find(&self.object, &value)?));
+                    named.secrets.push((depth, find(&self.object, &value)?));
                 }
             }
         }
         if named.path.as_os_str().is_empty() {
             return Err(usage("--image-opts needs file.filename=FILE"));
         }
-        secrets.sort_by_key(|(depth, _)| *depth);
-        named.secrets = secrets.into_iter().map(|(_, secret)| secret).collect();
+        named.secrets.sort_by_key(|(depth, _)| *depth);
         Ok(named)
     }
 
@@ -166,7 +180,11 @@ impl Access {
                 References::OwnFolder => ReferencePolicy::OwnFolder,
                 References::Any => ReferencePolicy::Any,
             },
-            secrets: named.secrets.clone(),
+            secrets: named
+                .secrets
+                .iter()
+                .map(|(_, secret)| secret.clone())
+                .collect(),
             snapshot: named.snapshot.clone(),
             ..OpenOptions::new(format)
         }

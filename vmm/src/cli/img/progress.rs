@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Write as _};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
+use clap::Args;
 use cowshed_qcow::ops::Task;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -12,17 +13,28 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// How often it is shown.
 const TICK: Duration = Duration::from_millis(200);
 
-/// Runs `work` and shows how far its task is: on a terminal once it takes a while, and with
-/// `always` from the beginning, on whatever standard error is. Nothing with `quiet`.
-pub(super) fn watch<T>(always: bool, quiet: bool, work: impl FnOnce(&Task) -> T) -> T {
+/// What people want to see of long work.
+#[derive(Args, Debug)]
+pub(super) struct Progress {
+    /// Show progress, also where standard error is no terminal
+    #[arg(short)]
+    progress: bool,
+
+    /// Say nothing
+    #[arg(short)]
+    pub(super) quiet: bool,
+}
+
+/// Runs `work` and shows how far its task is: on a terminal once it takes a while, and with -p from
+/// the beginning, on whatever standard error is. Nothing with -q.
+pub(super) fn watch<T>(wanted: &Progress, task: &Task, work: impl FnOnce(&Task) -> T) -> T {
+    let always = wanted.progress;
     let terminal = std::io::stderr().is_terminal();
-    let task = Task::default();
-    if quiet || !(terminal || always) {
-        return work(&task);
+    if wanted.quiet || !(terminal || always) {
+        return work(task);
     }
     let (ended, end) = mpsc::channel::<()>();
     std::thread::scope(|scope| {
-        let task = &task;
         scope.spawn(move || {
             let patience = if always { TICK } else { PATIENCE };
             if end.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {

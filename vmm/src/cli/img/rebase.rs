@@ -3,10 +3,13 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use cowshed_qcow::{Backing, Format, ops};
+use cowshed_qcow::ops::{self, Task};
+use cowshed_qcow::{Backing, Format};
 
+use super::common::{self, Caches};
 use super::open::{Access, Named};
-use super::{Failure, common, options, progress};
+use super::progress::{self, Progress};
+use super::{Failure, options};
 use crate::disk::lock::Use;
 
 /// Give an image another backing file.
@@ -37,13 +40,11 @@ pub(super) struct RebaseArgs {
     #[arg(short)]
     unsafe_rebase: bool,
 
-    /// Show progress, also where standard error is no terminal
-    #[arg(short)]
-    progress: bool,
+    #[command(flatten)]
+    progress: Progress,
 
-    /// Say nothing
-    #[arg(short)]
-    quiet: bool,
+    #[command(flatten)]
+    caches: Caches,
 
     #[command(flatten)]
     access: Access,
@@ -81,7 +82,7 @@ pub(super) fn run(args: &RebaseArgs) -> Result<u8, Failure> {
             Some(access.open(&named, access.reading())?)
         }
     };
-    progress::watch(args.progress, args.quiet, |task| {
+    progress::watch(&args.progress, &Task::default(), |task| {
         ops::rebase(&image, new.as_ref(), common::threads(), task)
     })?;
     image.set_backing(backing)?;
