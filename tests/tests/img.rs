@@ -4,7 +4,9 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::Arc;
 
+use cowshed_qcow::{FileStorage, Format, Image, OpenOptions};
 use cowshed_tests::cowshed::binary;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -261,6 +263,107 @@ fn bitmaps() {
     both.json("info --output=json disk");
     let (ours, _) = both.run("bitmap --clear disk a");
     assert!(text(&ours.stderr).contains('a'));
+}
+
+#[test]
+fn bitmaps_are_copied() {
+    let both = Both::new();
+    both.ok("create -q -f qcow2 disk 10M");
+    both.ok("bitmap --add -g 64k disk a");
+    both.io("disk", "write 1M 100k");
+    both.ok("bitmap --add --disable disk b");
+    both.ok("convert --bitmaps -O qcow2 disk new");
+    both.json("info --output=json new");
+    both.same("new", "qcow2");
+    let marks = |folder: &TempDir| {
+        let path = folder.path().join("new");
+        let file = Arc::new(FileStorage::new(fs::File::open(&path).unwrap()));
+        let options = OpenOptions {
+            read_only: true,
+            ..OpenOptions::new(Format::Qcow2)
+        };
+        let image = Image::open_over(&path, file, &options, None).unwrap();
+        let of = |name| image.dirty_ranges(name, 0..10 << 20).unwrap();
+        (of("a"), of("b"))
+    };
+    assert_eq!(marks(&both.0), marks(&both.1));
+    assert!(!marks(&both.0).0.is_empty());
+    both.run("convert --bitmaps -O raw disk new");
+}
+
+#[test]
+fn what_can_be_read_is_salvaged() {
+    let both = Both::new();
+    both.file("raw", &content());
+    both.ok("convert -f raw -O qcow2 raw disk");
+    for folder in [both.0.path(), both.1.path()] {
+        let disk = folder.join("disk");
+        let mut bytes = fs::read(&disk).unwrap();
+        bytes[0x40000..0x40008].copy_from_slice(&0x8000_0000_0005_0200_u64.to_be_bytes());
+        fs::write(disk, bytes).unwrap();
+    }
+    both.run("convert -O raw disk back");
+    assert!(!both.0.path().join("back").exists());
+    both.ok("convert --salvage -O raw disk back");
+    let back = fs::read(both.0.path().join("back")).unwrap();
+    assert!(back[..65536].iter().all(|byte| *byte == 0));
+    assert!(back[65536..] == content()[65536..]);
+}
+
+#[test]
+fn flags_of_scripts() {
+    let both = Both::new();
+    both.file("raw", &content());
+    both.ok("convert -f raw -r 1G -t none -T directsync raw -O qcow2 disk");
+    both.same("disk", "qcow2");
+    both.ok("create -q -f qcow2 there 3M");
+    both.ok("convert -n --target-image-opts disk driver=qcow2,file.filename=there");
+    both.same("there", "qcow2");
+    both.ok("create -q -f qcow2 -b disk -F qcow2 top");
+    both.io("top", "write -P 7 100k 900k");
+    both.ok("compare -q -T none disk there");
+    both.ok("commit -q -r 1G -t writeback top");
+    both.same("disk", "qcow2");
+    both.ok("rebase -t none -T none -b  top");
+    both.same("top", "qcow2");
+}
+
+/// A disk that shrinks takes its file along.
+#[test]
+fn a_shrunken_file_is_short() {
+    let both = Both::new();
+    both.ok("create -q -f qcow2 disk 1G");
+    both.io("disk", "write 0 1M");
+    both.io("disk", "write 900M 10M");
+    both.ok("resize -q --shrink disk 100M");
+    both.same("disk", "qcow2");
+    let len = |folder: &TempDir| fs::metadata(folder.path().join("disk")).unwrap().len();
+    assert!(len(&both.0) <= len(&both.1));
+    both.io("disk", "write 90M 5M");
+    both.same("disk", "qcow2");
+}
+
+#[test]
+fn an_encrypted_base_is_committed_to() {
+    let both = Both::new();
+    both.file("raw", &content());
+    let secret = "--object secret,id=k,data=mooh";
+    let luks = "encrypt.format=luks,encrypt.key-secret=k,encrypt.iter-time=10";
+    both.ok(&format!("create -q {secret} -f qcow2 -o {luks} base 3M"));
+    both.ok(&format!(
+        "create -q {secret} -u -f qcow2 -b base -F qcow2 top 3M"
+    ));
+    let top = "driver=qcow2,file.filename=top";
+    let unlocked = format!("--image-opts {top},backing.encrypt.key-secret=k");
+    both.ok(&format!(
+        "convert {secret} -n -f raw raw --target-image-opts {top},backing.encrypt.key-secret=k"
+    ));
+    both.ok(&format!("commit -q {secret} {unlocked}"));
+    let base = "--image-opts driver=qcow2,file.filename=base,encrypt.key-secret=k";
+    both.ok(&format!("convert {secret} -O raw {base} back"));
+    both.same("back", "raw");
+    let (ours, _) = both.run("commit -q top");
+    assert!(text(&ours.stderr).contains("secret"));
 }
 
 #[test]
