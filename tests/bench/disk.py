@@ -145,10 +145,10 @@ def measure(command):
     os.close(writer)
     said, begun = b"", None
     try:
-        while not (done := re.search(rb"^bench .*requests=(\d+) cycles=(\d+)", said, re.MULTILINE)):
+        while not (done := re.search(rb"^bench .*requests=(\d+) cycles=(\d+)\s", said, re.MULTILINE)):
             part = os.read(reader, 65536) if select.select([reader], [], [], 120)[0] else b""
             said += part
-            if begun is None and (exits := re.search(rb"doorbell=(\d+)", said)):
+            if begun is None and (exits := re.search(rb"doorbell=(\d+) ", said)):
                 begun = own_cpu(pid)
             if not part or b"FAIL" in said:
                 errors.seek(0)

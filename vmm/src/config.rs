@@ -111,7 +111,8 @@ pub enum Cache {
     /// They wait there until the guest flushes.
     #[default]
     Writeback,
-    /// The same, but whole pages go past it to the disk (direct I/O).
+    /// The same, but whole pages go past it to the disk (direct I/O); not those of a throwaway
+    /// overlay, which need never get there.
     None,
     /// They wait there for as long as the host likes, whatever the guest says: a crash of the host
     /// loses them. A throwaway overlay is always so.
@@ -138,6 +139,12 @@ pub enum SecretSource {
 }
 
 impl Disk {
+    /// Whether the guest's writes go to an overlay that dies with the run.
+    #[must_use]
+    pub fn has_throwaway(&self) -> bool {
+        self.overlay == Overlay::Throwaway && !self.read_only
+    }
+
     /// The image at `path` with nothing else said of it.
     #[must_use]
     pub fn new(path: impl AsRef<Path>) -> Self {

@@ -89,7 +89,7 @@ pub(super) struct RunArgs {
     ///   cache=writeback|none|unsafe
     ///                             writeback: writes wait in the host's memory until the guest
     ///                             flushes; none: whole pages go past it (direct I/O); unsafe:
-    ///                             nothing is flushed, as with every throwaway overlay
+    ///                             nothing is flushed, as in a throwaway overlay anyway
     ///                             [default: writeback]
     ///   io=io_uring|threads       who moves the bytes [default: io_uring where the host has it]
     ///   queues=N                  up to 16 [default: one a vCPU, at most 4]

@@ -19,7 +19,8 @@ const MAX_BLOCK_SIZE: u32 = 64 << 10;
 pub(super) struct ImageDisk {
     image: Image,
     geometry: Geometry,
-    alignment: u64,
+    /// By file.
+    alignment: Vec<u64>,
 }
 
 impl ImageDisk {
@@ -33,10 +34,11 @@ impl ImageDisk {
             discard_size: image.subcluster_size().max(ALIGNMENT as u32),
             serial: disk.serial.clone().unwrap_or_default(),
         };
-        let alignment = match disk.cache {
-            Cache::None => ALIGNMENT,
-            Cache::Writeback | Cache::Unsafe => 1,
-        };
+        let alignment = (0..image.depth()).map(|file| match disk.cache {
+            Cache::None if file > 0 || !disk.has_throwaway() => ALIGNMENT,
+            _ => 1,
+        });
+        let alignment = alignment.collect();
         Self {
             image,
             geometry,
@@ -58,8 +60,8 @@ impl Disk for ImageDisk {
         self.image.files()
     }
 
-    fn alignment(&self) -> u64 {
-        self.alignment
+    fn alignment(&self, file: usize) -> u64 {
+        self.alignment.get(file).copied().unwrap_or(ALIGNMENT)
     }
 
     fn plan_read(&self, offset: u64, len: u64) -> io::Result<Plan> {

@@ -49,7 +49,7 @@ pub(super) fn for_guest(file: File, how: Use, cache: Cache) -> io::Result<FileSt
 /// share no page with what is moved past the cache, and a cluster is moved so only after it was
 /// filled and committed. So that leaves requests that overlap in place too, of which a guest is
 /// promised nothing.
-pub(super) fn second_handle(file: &File, how: Use, cache: Cache) -> io::Result<File> {
+fn second_handle(file: &File, how: Use, cache: Cache) -> io::Result<File> {
     let mut options = File::options();
     options.read(true).write(how == Use::Write);
     if cache == Cache::None {

@@ -10,7 +10,7 @@ use cowshed_qcow::{CreateOptions, FileStorage, Format, Image, OpenOptions, Stora
 
 use super::Error;
 use super::base::Base;
-use super::files::{self, for_guest, second_handle};
+use super::files::{self, for_guest};
 use super::lock::{Use, lock};
 use super::new_file::NewFile;
 use crate::config::Cache;
@@ -52,9 +52,9 @@ pub(super) fn throwaway(
     };
     let new = NewFile::nameless(folder).map_err(failed)?;
     let kept = new.try_clone().map_err(failed)?;
-    // It dies with the run: nothing is gained by making it durable.
-    let handle = second_handle(&new, Use::Write, wanted.cache).map_err(failed)?;
-    let storage = Arc::new(FileStorage::without_sync(new).with_handle(handle));
+    // It dies with the run: nothing is gained by getting it to a disk.
+    let storage = for_guest(new, Use::Write, Cache::Unsafe).map_err(failed)?;
+    let storage = Arc::new(storage);
     let name = match keep {
         Some(keep) => backing_name(&base.path, keep)?,
         // Nobody will ever look for it.

@@ -64,7 +64,7 @@ impl Service<'_> {
         let Some((direction, _, data)) = operation.bytes() else {
             return self.block(at, operation);
         };
-        if disk.alignment() == 1 {
+        if transfer::alignment(disk, extents) == 1 {
             // The page cache takes a write as fast as anyone could be asked to do it (and only the
             // host's limit of dirty pages, which is everyone's, makes that wait), and knows at once
             // what there is to read. But of many reads the ring does all in one call.

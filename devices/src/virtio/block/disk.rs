@@ -70,9 +70,10 @@ pub trait Disk: Send + Sync {
     fn geometry(&self) -> &Geometry;
     /// The files that extents name by index. Constant while the disk is attached.
     fn files(&self) -> Vec<BorrowedFd<'_>>;
-    /// What I/O on [`files`](Self::files) must be a multiple of, in the file and in memory: a power
-    /// of two in bytes; 1 if the host's page cache is between. Constant while the disk is attached.
-    fn alignment(&self) -> u64 {
+    /// What I/O on one of [`files`](Self::files) must be a multiple of, in the file and in memory: a
+    /// power of two in bytes; 1 if the host's page cache is between. Constant while the disk is
+    /// attached.
+    fn alignment(&self, _file: usize) -> u64 {
         1
     }
     /// Where `len` bytes at `offset` are to be read from.

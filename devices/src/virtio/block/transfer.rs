@@ -133,10 +133,20 @@ pub(super) enum Direction {
     Write,
 }
 
+/// What these extents and the memory beside them must be multiples of: 1 if they all lie in the page
+/// cache.
+pub(super) fn alignment(disk: &dyn Disk, extents: &[Extent]) -> u64 {
+    let of = |extent: &Extent| match *extent {
+        Extent::File { file, .. } => disk.alignment(file),
+        Extent::Zero { .. } => 1,
+    };
+    extents.iter().map(of).max().unwrap_or(1)
+}
+
 /// Whether the disk's files take I/O between these extents and `data` as it is. What they do not
 /// take goes through a buffer, and [`Disk::read`] or [`Disk::write`].
 pub(super) fn aligned(disk: &dyn Disk, extents: &[Extent], data: &Buffers) -> bool {
-    let mask = disk.alignment().saturating_sub(1);
+    let mask = alignment(disk, extents).saturating_sub(1);
     let odd = |extent: &Extent| match *extent {
         Extent::File { offset, len, .. } => (offset | len) & mask != 0,
         Extent::Zero { len } => len & mask != 0,

@@ -133,7 +133,7 @@ impl Disk for RawDisk {
     fn files(&self) -> Vec<BorrowedFd<'_>> {
         vec![self.handle.as_fd()]
     }
-    fn alignment(&self) -> u64 {
+    fn alignment(&self, _: usize) -> u64 {
         if self.direct { 4096 } else { 1 }
     }
     fn plan_read(&self, offset: u64, len: u64) -> io::Result<Plan> {
