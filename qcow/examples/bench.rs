@@ -1,7 +1,6 @@
 //! Requests to an image one after another, as `qemu-img bench -d 1 -c COUNT -s SIZE -S STEP [-w]`
 //! makes them: `bench IMAGE COUNT SIZE STEP [write]`. Each begins STEP bytes after the one before,
-//! and starts over at the disk's end. PASSWORD in the environment opens an encrypted image.
-//! `tests/bench/qcow.py` compares the two.
+//! and starts over at the disk's end. `tests/bench/qcow.py` compares the two.
 
 use std::error::Error;
 use std::fs::File;
@@ -9,7 +8,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use cowshed_qcow::{FileStorage, Format, Image, OpenOptions, Opener, Secret, Storage};
+use cowshed_qcow::{FileStorage, Format, Image, OpenOptions, Opener, Storage};
 
 const PAGE: usize = 4096;
 
@@ -29,13 +28,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let (count, size, step): (u64, usize, u64) = (count.parse()?, size.parse()?, step.parse()?);
     let write = !rest.is_empty();
-    let password = std::env::var("PASSWORD").ok();
     let options = OpenOptions {
         read_only: !write,
-        secrets: password
-            .map(|text| Secret::new(text.into()))
-            .into_iter()
-            .collect(),
         ..OpenOptions::new(Format::Qcow2)
     };
     let image = Image::open(Path::new(image), &options, &Files)?;
