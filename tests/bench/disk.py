@@ -203,6 +203,8 @@ def main():
             for _ in range(options.runs):
                 for name in list(results):
                     binary, start = found[name]
+                    # What one left in the page cache is not to be written out during another's turn.
+                    os.sync()
                     try:
                         command = start(binary, made[form], options.cache, kernel, f"bench {words} requests={requests}")
                         cycles, cpu, count, doorbell = measure(command)
