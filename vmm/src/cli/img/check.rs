@@ -25,6 +25,11 @@ const UNSUPPORTED: u8 = 63;
 /// has leaked clusters (room that is lost, and nothing worse), 63 if its format has nothing to
 /// check.
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  cowshed img check disk.qcow2
+  cowshed img check -r leaks disk.qcow2            lost room back, nothing else
+  cowshed img check -r all --output json disk.qcow2")]
 pub(super) struct CheckArgs {
     /// Format of the image
     #[arg(short, value_name = "FORMAT", value_parser = common::format)]

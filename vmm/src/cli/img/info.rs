@@ -20,6 +20,10 @@ const MAX_DEPTH: usize = 512;
 ///
 /// Neither its backing file nor its data file is opened, and no password is needed.
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  cowshed img info disk.qcow2
+  cowshed img info --output json --backing-chain overlay.qcow2")]
 pub(super) struct InfoArgs {
     /// Format of the image
     #[arg(short, value_name = "FORMAT", value_parser = common::format)]

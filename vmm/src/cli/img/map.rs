@@ -14,6 +14,10 @@ use crate::cli::value;
 
 /// Show where an image's bytes are.
 #[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  cowshed img map disk.qcow2
+  cowshed img map --output json -s 1G -l 64M disk.qcow2")]
 pub(super) struct MapArgs {
     /// Format of the image
     #[arg(short, value_name = "FORMAT", value_parser = common::format)]
