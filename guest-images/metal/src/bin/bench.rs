@@ -92,7 +92,9 @@ fn run(args: Args) -> Outcome {
     }
     let cycles = time::cycles() - start;
     let flush = u8::from(flush);
-    println!("bench rw={rw} flush={flush} depth={depth} bs={block} requests={requests} cycles={cycles}");
+    println!(
+        "bench rw={rw} flush={flush} depth={depth} bs={block} requests={requests} cycles={cycles}"
+    );
     Ok(())
 }
 
