@@ -9,7 +9,7 @@ All VMMs use the same file system and page cache mode (--cache): with none QEMU 
 aio=io_uring,cache=none and an iothread. What a doorbell costs is printed once: where an exit is
 expensive (KVM without VMX or SVM), it bounds one request at a time.
 
-A VMM is found in PATH, or by a variable: COWSHED (such as target/release/cowshed), QEMU, ALIOTH (raw
+A VMM is found in PATH, or by a variable: COWSHED (what ./release builds), QEMU, ALIOTH (raw
 only). BEFORE names an older cowshed to be measured beside it, which takes no options of ours.
 """
 
