@@ -44,7 +44,7 @@ impl Qcow2 {
                 Ok(found) => found,
                 Err(blocked) => return Ok(Err(blocked)),
             };
-            if let Some(cluster) = found.clone().find(|c| writing.metadata.contains(c)) {
+            if let Some(cluster) = found.clone().find(|&c| writing.metadata.contains(c)) {
                 return Err(self.free_metadata(tables, cluster));
             }
             let fresh = found.start >= self.geometry.clusters(tables.file_len);
@@ -96,7 +96,7 @@ impl Qcow2 {
             let missing = count - (at - start);
             if writing.refcounts.block(&self.host, at)?.is_none() {
                 // Its place is the row's first cluster: a row may need more than one block.
-                if writing.metadata.contains(&start) {
+                if writing.metadata.contains(start) {
                     return Err(self.free_metadata(tables, start));
                 }
                 self.add_block(writing, at, start)?;
@@ -112,7 +112,7 @@ impl Qcow2 {
             }
         }
         let row = start..at;
-        if let Some(cluster) = row.clone().find(|c| writing.metadata.contains(c)) {
+        if let Some(cluster) = row.clone().find(|&c| writing.metadata.contains(c)) {
             return Err(self.free_metadata(tables, cluster));
         }
         for cluster in row.clone() {
@@ -139,7 +139,7 @@ impl Qcow2 {
         self.host.zero(at, self.geometry.cluster())?;
         writing.refcounts.blocks.forget(at, self.geometry.cluster());
         writing.refcounts.set_block(cluster, at);
-        writing.metadata.insert(block);
+        writing.metadata.insert([block]);
         writing.refcounts.set(&self.host, block, 1)
     }
 
@@ -282,7 +282,7 @@ impl Qcow2 {
         refcounts.table_offset = start * cluster;
         refcounts.dirty.clear();
         writing.drop_table(old);
-        writing.metadata.extend(region.clone());
+        writing.metadata.insert(region.clone());
         writing.high = region.end;
         tables.file_len = tables.file_len.max(region.end * cluster);
         Ok(())

@@ -54,7 +54,7 @@ impl Alone<'_> {
         loop {
             match self.qcow2.allocate_row(tables, writing, count)? {
                 Ok(row) => {
-                    writing.metadata.extend(row.clone());
+                    writing.metadata.insert(row.clone());
                     return Ok(row);
                 }
                 Err(blocked) => self.unblock(tables, writing, &blocked)?,

@@ -17,7 +17,8 @@
 //! - **Refuse, never guess**: what is unknown or wrong is an [`Error`] that names file, field,
 //!   offset, value and what was expected. Formats are named, never probed.
 //! - **Bounded**: tables are cached up to [`OpenOptions::cache_bytes`]; L1 tables (32 MiB each,
-//!   256 MiB a chain) and refcount tables (8 MiB) are in memory whole, within the format's limits.
+//!   256 MiB a chain) and refcount tables (8 MiB) are in memory whole, within the format's limits,
+//!   and 8 bytes for each table of the file that is written.
 //!
 //! An image with lazy refcounts has its dirty bit set while it is written; whatever image has it set
 //! gets new refcounts as it is opened for writing.
@@ -83,6 +84,7 @@ mod key_slots;
 mod l1;
 mod layer;
 mod map;
+mod metadata;
 pub mod ops;
 mod options;
 mod pack;

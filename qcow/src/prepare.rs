@@ -225,7 +225,7 @@ impl Qcow2 {
             return Err(error);
         }
         tables.l2.forget(table, cluster);
-        writing.metadata.insert(allocation.clusters.start);
+        writing.metadata.insert([allocation.clusters.start]);
         if let Some(old) = old {
             writing.drop_table(self.geometry.span(old, 1));
         }
@@ -355,7 +355,7 @@ impl Qcow2 {
         if self.data.is_external() {
             return None;
         }
-        let hit = clusters.find(|cluster| writing.metadata.contains(cluster));
+        let hit = clusters.find(|&cluster| writing.metadata.contains(cluster));
         hit.map(|cluster| cluster * self.geometry.cluster())
     }
 

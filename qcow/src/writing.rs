@@ -5,11 +5,11 @@ use std::ops::Range;
 
 use crate::bitmap::{BITMAPS_VALID, Tracked};
 use crate::entry::Mapping;
-use crate::error::{Error, Result, Violation};
-use crate::header::{CORRUPT, DIRTY, Encryption, Header, LAZY_REFCOUNTS, RAW_DATA};
+use crate::error::{Error, Result};
+use crate::header::{CORRUPT, DIRTY, LAZY_REFCOUNTS, RAW_DATA};
+use crate::metadata::Metadata;
 use crate::qcow2::{Qcow2, Tables};
 use crate::refcount::Refcounts;
-use crate::snapshot::table::Table;
 
 /// Clusters that may wait to be freed, or to be reused after that: a bound on memory. Past it
 /// discards do nothing, and zeroed clusters stay allocated.
@@ -17,16 +17,13 @@ const MAX_WAITING: usize = 1 << 18;
 /// A flush is made when this many wait for one.
 const FLUSH_AT: usize = 1 << 16;
 
-/// Bytes of L1, refcount and snapshot tables in an image that is written.
-const MAX_SPANS: u64 = 256 << 20;
-
 /// What a writer keeps beside the tables.
 pub(crate) struct Writing {
     pub(crate) refcounts: Refcounts,
     /// Sectors of the L1 table that differ from the file's.
     pub(crate) l1_dirty: BTreeSet<u64>,
     /// Clusters of metadata: never handed out, never a place for data.
-    pub(crate) metadata: HashSet<u64>,
+    pub(crate) metadata: Metadata,
     /// Bytes of the disk that are being allocated: other changes of their mapping wait.
     pub(crate) allocating: Vec<Range<u64>>,
     /// References that are gone, by cluster; the refcount follows in the next flush.
@@ -72,9 +69,7 @@ impl Writing {
 
     /// The same for what held a table.
     pub(crate) fn drop_table(&mut self, clusters: Range<u64>) {
-        for cluster in clusters.clone() {
-            self.metadata.remove(&cluster);
-        }
+        self.metadata.remove(clusters.clone());
         self.drop_clusters(clusters);
     }
 
@@ -130,94 +125,6 @@ impl Qcow2 {
             low: 1,
             high: self.geometry.clusters(tables.file_len),
         })
-    }
-
-    /// The clusters that hold metadata, or which two kinds of it overlap.
-    fn find_metadata(
-        &self,
-        tables: &Tables,
-        refcounts: &Refcounts,
-    ) -> Result<Result<HashSet<u64>, String>> {
-        let (header, geometry) = (&tables.header, self.geometry);
-        let mut found = HashSet::from([0]);
-        let mut shared = HashSet::new();
-        let mut spans = vec![
-            ("L1 table", header.l1_offset, header.l1_entries as u64 * 8),
-            (
-                "refcount table",
-                header.refcount_table_offset,
-                refcounts.table.len() as u64 * 8,
-            ),
-        ];
-        if let Encryption::Luks { offset, len } = header.encryption {
-            spans.push(("LUKS header", offset, len));
-        }
-        self.snapshot_spans(header, &mut spans)?;
-        self.bitmap_spans(tables, &mut spans)?;
-        for index in 0..refcounts.table.len() as u64 {
-            if let Some(block) = refcounts.block(&self.host, index * refcounts.per_block())? {
-                if block >= tables.file_len {
-                    let at = header.refcount_table_offset + index * 8;
-                    let end = format!("a block before the file's end at {:#x}", tables.file_len);
-                    let value = format!("{block:#018x}");
-                    let wrong = Violation::new("refcount table entry", at, value, end);
-                    return Err(self.host.invalid(wrong));
-                }
-                spans.push(("refcount block", block, geometry.cluster()));
-            }
-        }
-        for (what, offset, len) in spans {
-            for cluster in geometry.span(offset, len) {
-                if !found.insert(cluster) {
-                    return Ok(Err(format!(
-                        "the {what} at {offset:#x} overlaps other metadata"
-                    )));
-                }
-            }
-        }
-        for index in 0..tables.l1.len() {
-            let Some((table, copied)) = self.l2_table(tables, index)? else {
-                continue;
-            };
-            let cluster = geometry.index(table);
-            // Tables that are shared are never written; those that are not must be apart.
-            let twice = if copied {
-                shared.contains(&cluster)
-            } else {
-                false
-            };
-            let fresh = found.insert(cluster);
-            if twice || !fresh && (copied || !shared.contains(&cluster)) {
-                return Ok(Err(format!(
-                    "the L2 table at {table:#x} overlaps other metadata"
-                )));
-            }
-            if !copied {
-                shared.insert(cluster);
-            }
-        }
-        Ok(Ok(found))
-    }
-
-    /// Adds the snapshot table and the L1 tables of the snapshots.
-    fn snapshot_spans(&self, header: &Header, spans: &mut Vec<(&str, u64, u64)>) -> Result<()> {
-        let table = Table::read(&self.host, header, self.host.len()?)?;
-        for entry in &table.entries {
-            let l1_bytes = entry.l1_entries as u64 * 8;
-            spans.push(("L1 table of a snapshot", entry.l1_offset, l1_bytes));
-        }
-        spans.push(("snapshot table", table.offset, table.len));
-        let total = spans
-            .iter()
-            .fold(0_u64, |sum, (_, _, len)| sum.saturating_add(*len));
-        if total > MAX_SPANS {
-            return Err(Error::Unsupported {
-                file: self.host.path.clone(),
-                feature: format!("writing an image with {total} bytes of tables for snapshots"),
-                advice: "delete some of its internal snapshots",
-            });
-        }
-        Ok(())
     }
 
     /// Stops all writing, says so in the header if the version can, and makes the error.

@@ -278,6 +278,7 @@ fn the_largest_tables() {
         ("0x80", 65536, Rule::Same(0x80)),
         ("0xff", 65536, Rule::Same(0xff)),
         ("L2 tables of their own", 0, Rule::Distinct),
+        ("blocks of their own", 0, Rule::DistinctBlocks),
     ];
     for (name, snapshots, rule) in rules {
         let start = with_largest_tables(snapshots);
@@ -294,7 +295,7 @@ fn the_largest_tables() {
         // The first write looks where all metadata is.
         let (peak, calls, written) = cost(&storage, || image.write(0, &[1; 512]));
         eprintln!("{name}: a write takes {peak} bytes, {calls} calls: {written:?}");
-        assert!(peak <= 160 * MIB, "{name}: {peak} bytes");
+        assert!(peak <= 64 * MIB, "{name}: {peak} bytes");
         assert!(calls <= 128, "{name}: {calls} calls");
     }
 }

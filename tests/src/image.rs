@@ -3,6 +3,9 @@
 use std::ffi::OsStr;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::Duration;
+
+use crate::process;
 
 /// Runs `qemu-img` and gives its output, whatever its status.
 ///
@@ -49,6 +52,23 @@ pub fn create(path: &Path, size: &str) {
 pub fn from_raw(source: &Path, target: &Path) {
     let flags = ["convert", "-f", "raw", "-O", "qcow2"].map(OsStr::new);
     qemu_img_ok(flags.into_iter().chain([source.as_ref(), target.as_ref()]));
+}
+
+/// Waits until nobody uses the qcow2 image at `path`: whoever was killed lets go of its locks when
+/// the last of its processes is gone, which is soon.
+///
+/// # Panics
+/// When it is in use for a minute.
+pub fn until_free(path: &Path) {
+    let info = ["info", "-f", "qcow2"].map(OsStr::new);
+    let free = || {
+        qemu_img(info.into_iter().chain([path.as_ref()]))
+            .status
+            .success()
+    };
+    process::until("the image is let go of", Duration::from_secs(60), || {
+        free().then_some(())
+    });
 }
 
 /// What `qemu-img check` has to say of the qcow2 image at `path`.

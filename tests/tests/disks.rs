@@ -140,6 +140,7 @@ fn kill_9_amid_writes_keeps_what_was_flushed() {
     run.signal(Signal::KILL);
     let ended = run.wait();
     assert_eq!(ended.status.code(), None, "killed, so without a status");
+    image::until_free(&overlay);
 
     assert_eq!(image::check(&overlay).corruptions, 0);
     assert!(fs::read(&base).unwrap() == before, "the base was written");

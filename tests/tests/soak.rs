@@ -14,7 +14,7 @@ use cowshed_tests::cowshed::{Cowshed, binary};
 use cowshed_tests::random::Random;
 use cowshed_tests::skip::kvm_is_here;
 use cowshed_tests::soak::{self, AHEAD, BLOCK, Kind, Step, Writer};
-use cowshed_tests::{guest, image, process};
+use cowshed_tests::{guest, image};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -195,16 +195,7 @@ fn what_was_flushed_survives_a_killed_machine() {
         let keys = format!("overlay={}{keys}", overlay.display());
         eprintln!("run {run}: {end:?} after {flushes} flushes, {keys}, {queues} queues");
         let durable = work(disk.run(run, queues, &keys, u64::MAX), flushes, end);
-        // Whoever was killed lets go of its locks when it is gone.
-        let free = || {
-            image::qemu_img([Path::new("info"), &overlay])
-                .status
-                .success()
-        };
-        process::until("the image is let go of", Duration::from_secs(60), || {
-            free().then_some(())
-        });
-
+        image::until_free(&overlay);
         let found = image::check(&overlay);
         assert_eq!(found.corruptions, 0, "run {run}");
         if found.leaks > 0 {

@@ -18,6 +18,7 @@ use crate::header::Header;
 use crate::host::Host;
 use crate::image::Image;
 use crate::layer::Layer;
+use crate::metadata::Span;
 use crate::qcow2::{Qcow2, State, Tables};
 
 pub(crate) use directory::BITMAPS_VALID;
@@ -296,11 +297,7 @@ impl Qcow2 {
     }
 
     /// Adds the clusters of the bitmaps: what each is, where, and its length.
-    pub(crate) fn bitmap_spans(
-        &self,
-        tables: &Tables,
-        spans: &mut Vec<(&str, u64, u64)>,
-    ) -> Result<()> {
+    pub(crate) fn bitmap_spans(&self, tables: &Tables, spans: &mut Vec<Span>) -> Result<()> {
         let directory = Directory::load(&self.host, &tables.header, tables.file_len)?;
         if let Some(reason) = directory::too_much(&directory.entries, directory.len as usize) {
             let advice = "remove some bitmaps with `cowshed img bitmap --remove`";

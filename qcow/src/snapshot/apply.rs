@@ -28,7 +28,7 @@ impl Image {
             let (tables, writing) = qcow2.split(&mut state)?;
             let is_other = |&&table: &&u64| {
                 let cluster = qcow2.geometry.index(table);
-                writing.metadata.contains(&cluster) && !before.tree.has(table)
+                writing.metadata.contains(cluster) && !before.tree.has(table)
             };
             if let Some(table) = tree.tables().iter().find(is_other) {
                 let (field, value) = ("L1 entry of a snapshot", format!("{table:#x}"));

@@ -226,7 +226,7 @@ impl<'a> Recount<'a> {
         let mut state = self.qcow2.state();
         let (_, writing) = self.qcow2.split(&mut state)?;
         let cluster_bytes = self.qcow2.geometry.cluster();
-        for cluster in freed.iter().filter(|c| writing.metadata.contains(c)) {
+        for cluster in freed.iter().filter(|&&c| writing.metadata.contains(c)) {
             let offset = cluster * cluster_bytes;
             let is_table = self.trees.iter().any(|(tree, _)| tree.has(offset));
             if !is_table && !self.dropped.iter().any(|range| range.contains(cluster)) {

@@ -102,20 +102,18 @@ impl Alone<'_> {
             }
         })?;
         writing.packing = None; // Its cluster may be among what is about to be freed.
-        for cluster in recount.dropped() {
-            writing.metadata.remove(&cluster);
-        }
+        writing.metadata.remove(recount.dropped());
         let moved = disk.is_some();
         if let Some(disk) = disk {
             tables.l1 = disk.l1;
             let (before, after) = disk.trees;
-            for table in before.tables() {
-                writing.metadata.remove(&qcow2.geometry.index(*table));
-            }
-            let tables = after.tables().iter();
+            let cluster_of = |table: &u64| qcow2.geometry.index(*table);
             writing
                 .metadata
-                .extend(tables.map(|table| qcow2.geometry.index(*table)));
+                .remove(before.tables().iter().map(cluster_of));
+            writing
+                .metadata
+                .insert(after.tables().iter().map(cluster_of));
         }
         drop(state);
         if moved {

@@ -130,7 +130,8 @@ impl<'a> Service<'a> {
             let (begun, next) = self.begin_batch()?;
             let ended = self.collect()?;
             self.announce()?;
-            if !begun && !ended {
+            // The signal of the end may be among what was collected: it does not come again.
+            if !begun && !ended && !self.stop.is_set() {
                 self.sleep(&next)?;
             }
         }
