@@ -117,10 +117,14 @@ def own_cpu(pid):
     """CPU seconds of each thread but the vCPUs, of a process and its children."""
     total = 0.0
     for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
-        name = (task / "comm").read_text()
-        if not name.startswith(("vcpu", "CPU ")):
-            total += int((task / "schedstat").read_text().split()[0]) / 1e9
-        children = (task / "children").read_text().split()
+        try:
+            name = (task / "comm").read_text()
+            if not name.startswith(("vcpu", "CPU ")):
+                total += int((task / "schedstat").read_text().split()[0]) / 1e9
+            children = (task / "children").read_text().split()
+        except (FileNotFoundError, ProcessLookupError):
+            # A thread that ends when it has nothing to do.
+            continue
         total += sum(own_cpu(child) for child in children)
     return total
 
