@@ -14,26 +14,14 @@ use cowshed_qcow::{
 use support::check::check;
 use support::lab::cut_extra_data;
 use support::model::{Ops, content, perform};
-use support::{cached, have_qemu, open_file, qemu_content, qemu_create, qemu_img, qemu_io};
+use support::{
+    cached, have_qemu, open_file, qemu_content, qemu_create, qemu_img, qemu_io, to_bits, to_version,
+};
 
 const NAME: &str = "amend.qcow2";
 
 fn open(path: &Path) -> Image {
     open_file(path, &cached(4 << 10))
-}
-
-fn to_version(version: u32) -> AmendOptions {
-    AmendOptions {
-        version: Some(version),
-        ..AmendOptions::default()
-    }
-}
-
-fn to_bits(bits: u32) -> AmendOptions {
-    AmendOptions {
-        refcount_bits: Some(bits),
-        ..AmendOptions::default()
-    }
 }
 
 /// A field of `qemu-img info`.

@@ -9,30 +9,14 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
-use cowshed_qcow::{
-    AmendOptions, Backing, CreateOptions, Format, Image, MemoryStorage, Storage, create,
-};
+use cowshed_qcow::{Backing, CreateOptions, Format, Image, MemoryStorage, Storage, create};
 use support::check::check;
 use support::crash::{CrashStorage, crashes};
 use support::model::{Ops, content, perform};
 use support::storages::FaultStorage;
-use support::{Random, cached, have_qemu, qemu_img, striped_base};
+use support::{Random, cached, have_qemu, qemu_img, striped_base, to_bits, to_version};
 
 const NAME: &str = "amend.qcow2";
-
-fn to_version(version: u32) -> AmendOptions {
-    AmendOptions {
-        version: Some(version),
-        ..AmendOptions::default()
-    }
-}
-
-fn to_bits(bits: u32) -> AmendOptions {
-    AmendOptions {
-        refcount_bits: Some(bits),
-        ..AmendOptions::default()
-    }
-}
 
 /// A change of an image, and what comes of it.
 type Change<'a> = &'a dyn Fn(Image) -> cowshed_qcow::Result<()>;

@@ -18,8 +18,8 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use cowshed_qcow::{
-    CreateOptions, DataFile, FileStorage, Format, Image, MemoryStorage, OpenOptions, Opener,
-    Storage, create,
+    AmendOptions, CreateOptions, DataFile, FileStorage, Format, Image, MemoryStorage, OpenOptions,
+    Opener, Storage, create,
 };
 
 /// Opens files, locks nothing, and remembers what was opened for writing.
@@ -174,5 +174,21 @@ impl Random {
     /// Below `end`.
     pub fn below(&mut self, end: u64) -> u64 {
         self.next() % end.max(1)
+    }
+}
+
+/// Another version, and nothing else.
+pub fn to_version(version: u32) -> AmendOptions {
+    AmendOptions {
+        version: Some(version),
+        ..AmendOptions::default()
+    }
+}
+
+/// Another refcount width, and nothing else.
+pub fn to_bits(bits: u32) -> AmendOptions {
+    AmendOptions {
+        refcount_bits: Some(bits),
+        ..AmendOptions::default()
     }
 }
