@@ -44,7 +44,7 @@ impl Service<'_> {
         match plan {
             Ok(Plan::Fast(extents, pin)) => self.transfer(at, operation, &extents, pin),
             Ok(Plan::Brief) => {
-                let result = self.executor.execute(&operation);
+                let result = self.executor.transfer.write_by_buffer(offset, data);
                 self.end(at, &operation, result)
             }
             Ok(Plan::Slow) => self.block(at, operation),
@@ -76,7 +76,8 @@ impl Service<'_> {
                 }
             };
             if now {
-                let moved = self.executor.move_extents(extents, data, direction, flags);
+                let transfer = &self.executor.transfer;
+                let moved = transfer.move_extents(extents, data, direction, flags);
                 if flags == 0 || moved.is_ok() {
                     return self.end(at, &operation, moved);
                 }

@@ -5,11 +5,10 @@ use std::sync::Arc;
 
 use virtio_bindings::virtio_blk::VIRTIO_BLK_ID_BYTES;
 
-use super::disk::{Disk, Extent};
+use super::disk::Disk;
 use super::request::{Operation, Range};
-use super::transfer::{Direction, Transfer};
+use super::transfer::Transfer;
 use crate::virtio::Memory;
-use crate::virtio::buffers::Buffers;
 
 /// What requests are done with.
 #[derive(Clone)]
@@ -25,7 +24,8 @@ pub(super) struct Context {
 /// Does requests one after the other.
 pub(super) struct Executor<'a> {
     context: &'a Context,
-    transfer: Transfer<'a>,
+    /// For whoever has a plan already.
+    pub(super) transfer: Transfer<'a>,
 }
 
 impl<'a> Executor<'a> {
@@ -34,17 +34,6 @@ impl<'a> Executor<'a> {
             context,
             transfer: Transfer::new(&*context.disk, &context.memory),
         }
-    }
-
-    /// Moves bytes where a plan says; `flags` are those of preadv2(2).
-    pub(super) fn move_extents(
-        &self,
-        extents: &[Extent],
-        data: &Buffers,
-        direction: Direction,
-        flags: libc::c_int,
-    ) -> io::Result<()> {
-        self.transfer.move_extents(extents, data, direction, flags)
     }
 
     /// Does a request, whatever it takes.

@@ -46,13 +46,7 @@ impl<'a> Transfer<'a> {
                     drop(pin);
                     result
                 }
-                _ => {
-                    this.bounce.resize(part.len() as usize, 0);
-                    this.disk.read(offset, &mut this.bounce)?;
-                    part.write(this.memory, 0, &this.bounce)
-                        .map_err(io::Error::other)?;
-                    Ok(())
-                }
+                _ => this.read_by_buffer(offset, part),
             }
         })
     }
@@ -66,12 +60,7 @@ impl<'a> Transfer<'a> {
                     drop(pin);
                     result
                 }
-                _ => {
-                    this.bounce.resize(part.len() as usize, 0);
-                    part.read(this.memory, 0, &mut this.bounce)
-                        .map_err(io::Error::other)?;
-                    this.disk.write(offset, &this.bounce)
-                }
+                _ => this.write_by_buffer(offset, part),
             }
         })
     }
@@ -89,10 +78,32 @@ impl<'a> Transfer<'a> {
             each(self, offset + done, &part)?;
             done += part.len();
         }
+        Ok(())
+    }
+
+    fn read_by_buffer(&mut self, offset: u64, data: &Buffers) -> io::Result<()> {
+        self.bounce.resize(data.len() as usize, 0);
+        self.disk.read(offset, &mut self.bounce)?;
+        data.write(self.memory, 0, &self.bounce)
+            .map_err(io::Error::other)?;
+        self.trim();
+        Ok(())
+    }
+
+    /// Writes at most [`CHUNK`] bytes that no plan says how to move.
+    pub(super) fn write_by_buffer(&mut self, offset: u64, data: &Buffers) -> io::Result<()> {
+        self.bounce.resize(data.len() as usize, 0);
+        data.read(self.memory, 0, &mut self.bounce)
+            .map_err(io::Error::other)?;
+        self.disk.write(offset, &self.bounce)?;
+        self.trim();
+        Ok(())
+    }
+
+    fn trim(&mut self) {
         if self.bounce.capacity() > KEPT {
             self.bounce = Vec::new();
         }
-        Ok(())
     }
 
     /// Moves all of `data` from or to these extents. `flags` are those of preadv2(2).
