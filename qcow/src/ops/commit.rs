@@ -9,8 +9,8 @@ use crate::qcow2::Place;
 
 /// Writes what the upper `above` files of `top`'s chain have into `base`, the file beneath them,
 /// and makes that durable. `base` is that file opened anew, for writing, and at least as long as
-/// the disk. It takes `threads` threads. `top` stays as it is, so that after a crash this can be run again;
-/// [`Image::make_empty`] follows.
+/// the disk. It takes `threads` threads. `top` stays as it is, so that after a crash this can be
+/// run again; [`Image::make_empty`] follows.
 ///
 /// # Errors
 /// One of them cannot be read or written, or `task` was stopped.

@@ -8,8 +8,8 @@ use crate::image::Image;
 use crate::layer::walk;
 
 /// Writes to `top` what its backing file gives it and `new` would not: all that is not zeros if
-/// there is no `new`. It takes `threads` threads. `top` then has the same content over either, and is durable;
-/// a change of its header follows. After a crash this can be run again.
+/// there is no `new`. It takes `threads` threads. `top` then has the same content over either, and
+/// is durable; a change of its header follows. After a crash this can be run again.
 ///
 /// # Errors
 /// One of them cannot be read or written, or `task` was stopped.
