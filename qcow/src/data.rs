@@ -1,5 +1,6 @@
 //! Where guest bytes are: every one of an uncompressed cluster passes here.
 
+use crate::content::Content;
 use crate::crypt::Encrypted;
 use crate::crypt::keys::locked;
 use crate::error::{Error, Reference, Result};
@@ -76,6 +77,14 @@ impl Data {
             Form::Plain => file.write(host, buf),
             Form::Locked => Err(locked(file)),
             Form::Encrypted(encrypted) => encrypted.write(file, guest, host, buf),
+        }
+    }
+
+    /// The same, of whatever kind the content is.
+    pub(crate) fn put(&self, guest: u64, host: u64, content: Content<'_>) -> Result<()> {
+        match content {
+            Content::Bytes(buf) => self.write(guest, host, buf),
+            Content::File(_) => self.file()?.put(host, content),
         }
     }
 

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::content::{Content, FileRange};
 use crate::error::{Error, Result, Violation};
 use crate::header::Refusal;
 use crate::storage::Storage;
@@ -30,6 +31,19 @@ impl Host {
             .write_at(offset, buf)
             .map_err(Error::io(&self.path, || {
                 format!("write {} bytes at {offset:#x} of", buf.len())
+            }))
+    }
+
+    /// Writes bytes, or has the host copy them from a file.
+    pub(crate) fn put(&self, offset: u64, content: Content<'_>) -> Result<()> {
+        let FileRange { file, from, len } = match content {
+            Content::Bytes(buf) => return self.write(offset, buf),
+            Content::File(range) => range,
+        };
+        self.storage
+            .copy_from(offset, file, from, len)
+            .map_err(Error::io(&self.path, || {
+                format!("have {len} bytes copied to {offset:#x} of")
             }))
     }
 

@@ -66,6 +66,7 @@ mod cache;
 mod chain;
 mod check;
 mod compress;
+mod content;
 mod create;
 mod crypt;
 mod data;

@@ -1,5 +1,7 @@
 //! Where a disk's bytes are, in words: which file of the chain, which place, zeros or not.
 
+use std::ops::Range;
+
 use crate::error::Result;
 use crate::image::Image;
 use crate::layer::{Layer, walk};
@@ -31,6 +33,25 @@ pub struct MapEntry {
 }
 
 impl MapEntry {
+    /// A range that has bytes, of which the place is not known.
+    pub(crate) fn somewhere(start: u64, len: u64) -> Self {
+        MapEntry {
+            start,
+            len,
+            depth: 0,
+            present: true,
+            zero: false,
+            data: true,
+            compressed: false,
+            offset: None,
+        }
+    }
+
+    /// The bytes of the disk.
+    pub(crate) fn range(&self) -> Range<u64> {
+        self.start..self.start + self.len
+    }
+
     /// Lengthens it by what follows, if that is more of the same.
     fn join(&mut self, next: &MapEntry) -> bool {
         let same = MapEntry {

@@ -8,6 +8,7 @@ mod compare;
 mod copy;
 mod measure;
 mod rebase;
+mod share;
 mod task;
 mod window;
 mod zeros;

@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use crate::alone::Alone;
+use crate::content::Content;
 use crate::create::Preallocation;
 use crate::error::{Error, Result};
 use crate::image::Image;
@@ -84,7 +85,8 @@ impl Image {
         if zeros {
             return Ok(());
         }
-        self.write_through(tail.start, &vec![0; (tail.end - tail.start) as usize])
+        let zeros = vec![0; (tail.end - tail.start) as usize];
+        self.write_through(tail.start, Content::Bytes(&zeros))
     }
 }
 

@@ -66,6 +66,24 @@ pub trait Storage: Send + Sync {
         let len = self.len()?;
         Ok((offset < len).then_some(offset..len))
     }
+    /// Copies `len` bytes at `from` of a file to `offset`, growing the storage if needed: the host
+    /// does it, and where its file system can, both then share the blocks. Fails where the host
+    /// cannot; it is not known then what the range has.
+    fn copy_from(
+        &self,
+        offset: u64,
+        source: BorrowedFd<'_>,
+        from: u64,
+        len: u64,
+    ) -> io::Result<()> {
+        let _ = (offset, source, from, len);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    /// Whether [`copy_from`](Storage::copy_from) shares blocks here, if the source has the same
+    /// file system.
+    fn shares_blocks(&self) -> bool {
+        false
+    }
     /// The file, if it is one: extents of a plan can then be read and written through it.
     fn file(&self) -> Option<BorrowedFd<'_>> {
         None

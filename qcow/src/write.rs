@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::content::{Content, FileRange};
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::layer::{Layer, walk};
@@ -85,27 +86,34 @@ impl Image {
     /// Writes `buf` at `offset` of the disk.
     pub fn write(&self, offset: u64, buf: &[u8]) -> Result<()> {
         self.check_range(offset, buf.len() as u64)?;
-        self.write_through(offset, buf)
+        self.write_through(offset, Content::Bytes(buf))
+    }
+
+    /// Writes what a range of a file has, which the host copies: the top image's file has the
+    /// guest's bytes as they are. After an error it is not known what the range of the disk has.
+    pub(crate) fn write_from(&self, offset: u64, range: FileRange<'_>) -> Result<()> {
+        self.check_range(offset, range.len)?;
+        self.write_through(offset, Content::File(range))
     }
 
     /// The same, and perhaps past the disk's end, within its last cluster.
-    pub(crate) fn write_through(&self, offset: u64, buf: &[u8]) -> Result<()> {
+    pub(crate) fn write_through(&self, offset: u64, content: Content<'_>) -> Result<()> {
         let Some(qcow2) = self.writable_top()? else {
             return self
                 .layers
                 .first()
-                .map_or(Ok(()), |raw| raw.host().write(offset, buf));
+                .map_or(Ok(()), |raw| raw.host().put(offset, content));
         };
-        let (mut at, mut rest) = (offset, buf);
-        while !rest.is_empty() {
-            let step = qcow2.prepare(at, rest.len() as u64)?;
+        let (mut at, mut rest) = (offset, content);
+        while rest.len() > 0 {
+            let step = qcow2.prepare(at, rest.len())?;
             let len = match &step {
                 Step::InPlace { len, .. } => *len,
                 Step::Fill(prepared) => prepared.len,
             };
-            let (part, after) = rest.split_at(len as usize);
+            let (part, after) = rest.split_at(len);
             match step {
-                Step::InPlace { host, .. } => qcow2.data.write(at, host, part)?,
+                Step::InPlace { host, .. } => qcow2.data.put(at, host, part)?,
                 Step::Fill(prepared) => {
                     let filled = self.fill(qcow2, &prepared, at, part);
                     qcow2.finish(&prepared, filled)?;
@@ -127,18 +135,26 @@ impl Image {
         }
     }
 
-    /// Writes into a run of clusters: `data` at `at`, and before and after it what comes along.
-    fn fill(&self, qcow2: &Qcow2, prepared: &Prepared, at: u64, data: &[u8]) -> Result<()> {
+    /// Writes into a run of clusters: `content` at `at`, and before and after it what comes along.
+    fn fill(
+        &self,
+        qcow2: &Qcow2,
+        prepared: &Prepared,
+        at: u64,
+        content: Content<'_>,
+    ) -> Result<()> {
         let start = prepared.guest.start * qcow2.geometry.cluster();
-        let (touch, data_end) = (&prepared.touch, at + data.len() as u64);
+        let (touch, data_end) = (&prepared.touch, at + content.len());
         let host = |guest: u64| prepared.host + (guest - start);
         let head = self.beside(qcow2, prepared, touch.start..at, host(touch.start))?;
         let tail = self.beside(qcow2, prepared, data_end..touch.end, host(data_end))?;
         if head.is_empty() && tail.is_empty() {
-            return qcow2.data.write(at, host(at), data);
+            return qcow2.data.put(at, host(at), content);
         }
         // One write for a small run, so that a cluster lands at once.
-        if touch.end - touch.start <= qcow2.geometry.cluster() {
+        if let Content::Bytes(data) = content
+            && touch.end - touch.start <= qcow2.geometry.cluster()
+        {
             let from = at - head.len() as u64;
             let whole = [&head, data, &tail].concat();
             return qcow2.data.write(from, host(from), &whole);
@@ -146,7 +162,7 @@ impl Image {
         if !head.is_empty() {
             qcow2.data.write(touch.start, host(touch.start), &head)?;
         }
-        qcow2.data.write(at, host(at), data)?;
+        qcow2.data.put(at, host(at), content)?;
         if tail.is_empty() {
             Ok(())
         } else {

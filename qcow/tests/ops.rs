@@ -54,11 +54,12 @@ fn copies_are_what_qemu_finds_identical() {
     let folder = folder.path();
     chain(folder);
     let source = open(&folder.join("top"), Format::Qcow2, true);
-    for (i, (sparse, threads, out_of_order)) in [
-        (Some(4096), 1, false),
-        (Some(65536), 4, false),
-        (Some(512), 3, true),
-        (None, 2, false),
+    for (i, (sparse, threads, out_of_order, offload)) in [
+        (Some(4096), 1, false, false),
+        (Some(65536), 4, false, false),
+        (Some(512), 3, true, false),
+        (None, 2, false, false),
+        (Some(4096), 2, true, true),
     ]
     .into_iter()
     .enumerate()
@@ -86,6 +87,7 @@ fn copies_are_what_qemu_finds_identical() {
                 threads,
                 out_of_order,
                 target_is_zero,
+                offload,
                 ..CopyOptions::default()
             };
             let task = Task::default();
@@ -311,7 +313,7 @@ fn a_rebased_overlay_keeps_its_content() {
         );
         let overlay = open(&folder.join(&name), Format::Qcow2, false);
         let base = open(&folder.join(new), Format::Raw, true);
-        rebase(&overlay, Some(&base), 2, &Task::default()).unwrap();
+        rebase(&overlay, Some(&base), false, 2, &Task::default()).unwrap();
         drop(overlay);
         qemu_img(folder, &["rebase", "-u", "-b", new, "-F", "raw", &name]);
         assert!(
@@ -326,7 +328,7 @@ fn a_rebased_overlay_keeps_its_content() {
         );
     }
     let overlay = copy_of("alone");
-    rebase(&overlay, None, 2, &Task::default()).unwrap();
+    rebase(&overlay, None, false, 2, &Task::default()).unwrap();
     drop(overlay);
     qemu_img(folder, &["rebase", "-u", "-b", "", "alone"]);
     assert!(support::qemu_content(folder, "alone", "qcow2") == expected);

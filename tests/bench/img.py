@@ -3,7 +3,8 @@
 
 Medians over rounds that take the two in turn, from exec to exit, on the file system of $TMPDIR. What is
 converted is a disk of which a third is text, a third noise, a third zeros. See qcow.py for what is to
-be built, and for COWSHED and QEMU_IMG.
+be built, and for COWSHED and QEMU_IMG. With --reflink and a $TMPDIR on btrfs or XFS only the conversions are
+measured where blocks can be shared, with and without -C.
 """
 
 import argparse
@@ -30,10 +31,22 @@ def both(name, rounds, words, folder, prepare=None):
     compare(name, rounds, [COWSHED, "img", *words], [QEMU_IMG, *words], folder, prepare)
 
 
+def reflinks(rounds, folder):
+    def away():
+        (folder / "new").unlink(missing_ok=True)
+
+    run("sync", "raw", "base", cwd=folder)
+    for source, target in (("raw", "qcow2"), ("qcow2", "raw"), ("raw", "raw")):
+        for flag in ("", "-C "):
+            words = f"convert {flag}-f {source} -O {target} {'raw' if source == 'raw' else 'base'} new"
+            both(f"convert {flag}{source} to {target}", rounds, words, folder, away)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", type=int, default=768, help="of the disk, in MiB")
+    parser.add_argument("--reflink", action="store_true", help="only conversions, where blocks can be shared")
     arguments = parser.parse_args()
     rounds = arguments.rounds
     print(f"{'milliseconds: ours, qemu-img, ratio':44} {'on the wall':>26}   {'of the processor':>26}")
@@ -41,6 +54,9 @@ def main():
         folder = pathlib.Path(folder)
         source(folder / "raw", arguments.size)
         run(QEMU_IMG, "convert", "-f", "raw", "-O", "qcow2", "raw", "base", cwd=folder)
+        if arguments.reflink:
+            reflinks(rounds, folder)
+            return
         run(QEMU_IMG, "create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", "overlay", cwd=folder)
         for at in range(0, arguments.size, 2):
             run(QEMU_IMG, "bench", "-q", "-f", "qcow2", "-w", "--pattern=7", "-c", 1, "-s", MIB // 2, "-o", at * MIB, "overlay", cwd=folder)

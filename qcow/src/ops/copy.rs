@@ -2,12 +2,14 @@
 
 use std::ops::Range;
 
+use super::share::Sharing;
 use super::task::Task;
 use super::window::Windows;
 use super::zeros::{is_zero, nonzero};
 use crate::compress::{CompressedCluster, Compressor};
 use crate::error::Result;
 use crate::image::Image;
+use crate::map::MapEntry;
 
 /// The least that is given up when it cannot be read.
 const SECTOR: usize = 512;
@@ -31,6 +33,16 @@ pub struct CopyOptions {
     pub compress: bool,
     /// What cannot be read of the source is taken for zeros, with a warning.
     pub salvage: bool,
+    /// The host copies what it can without these bytes being read here: no zeros are looked for
+    /// in them. Of no effect with `compress`, `only_differences` and `salvage`.
+    pub offload: bool,
+}
+
+impl CopyOptions {
+    /// Whether data is copied without being looked at.
+    pub(super) fn blindly(&self) -> bool {
+        self.offload && !self.compress && !self.only_differences && !self.salvage
+    }
 }
 
 impl Default for CopyOptions {
@@ -44,6 +56,7 @@ impl Default for CopyOptions {
             only_differences: false,
             compress: false,
             salvage: false,
+            offload: false,
         }
     }
 }
@@ -72,14 +85,15 @@ pub fn copy(
         target,
         at,
         options,
+        sharing: Sharing::new(source, target, options),
         // Streams are small when they are of whole clusters.
         compressor: compressor.filter(|_| at.is_multiple_of(target.cluster_size().into())),
     };
     let windows = Windows::new(size, target.cluster_size());
     windows.run(options.threads, |window, buffer| {
         let buffer = buffer.get(window.end - window.start);
-        let pieces = copying.read(&window, buffer)?;
-        let write = || copying.write(&window, buffer, &pieces);
+        let (entries, pieces) = copying.read(&window, buffer)?;
+        let mut write = || copying.write(&window, buffer, &entries, &pieces);
         if options.out_of_order {
             write()?;
         } else {
@@ -107,37 +121,36 @@ struct Copying<'a> {
     target: &'a Image,
     at: u64,
     options: &'a CopyOptions,
+    sharing: Sharing<'a>,
     compressor: Option<Compressor>,
 }
 
 impl Copying<'_> {
-    /// Reads a window into a buffer, and finds what there is to write.
-    fn read(&self, window: &Range<u64>, buffer: &mut [u8]) -> Result<Vec<Piece>> {
+    /// Reads a window into a buffer, and finds where it is and what there is to write.
+    fn read(&self, window: &Range<u64>, buffer: &mut [u8]) -> Result<(Vec<MapEntry>, Vec<Piece>)> {
         let len = window.end - window.start;
-        let mut ranges = Vec::new();
-        let place = |range: &Range<u64>| {
-            (range.start - window.start) as usize..(range.end - window.start) as usize
-        };
+        let blindly = self.options.blindly();
+        let mut entries = Vec::new();
         let found = self.source.content(window.start, len, &mut |entry| {
-            let range = entry.start..entry.start + entry.len;
-            let bytes = buffer.get_mut(place(&range)).unwrap_or_default();
-            if !entry.zero {
-                self.read_range(range.start, bytes)?;
-            } else if entry.len < len {
+            let bytes = buffer.get_mut(within(window, &entry.range()));
+            let bytes = bytes.unwrap_or_default();
+            if !entry.zero && !blindly {
+                self.read_range(entry.start, bytes)?;
+            } else if entry.zero && entry.len < len {
                 bytes.fill(0);
             }
-            ranges.push((range, entry.zero));
+            entries.push(entry);
             Ok(())
         });
         match found {
             // The tables cannot be read: some parts of the window may be, one by one.
             Err(_) if self.options.salvage => {
                 self.read_range(window.start, buffer)?;
-                ranges = vec![(window.clone(), false)];
+                entries = vec![MapEntry::somewhere(window.start, len)];
             }
             found => found?,
         }
-        let whole = matches!(&ranges[..], [(_, true)]);
+        let whole = matches!(&entries[..], [MapEntry { zero: true, .. }]);
         let unit = match &self.compressor {
             Some(compressor) => Some(compressor.cluster_size()),
             None => self.options.sparse.map(|unit| unit as usize),
@@ -152,12 +165,13 @@ impl Copying<'_> {
                 find(buffer, window.start, unit, &mut pieces);
             }
             Some(unit) => {
-                for (range, zero) in ranges {
-                    if zero {
-                        let what = What::Zeros;
+                for entry in &entries {
+                    let range = entry.range();
+                    if entry.zero || blindly {
+                        let what = if entry.zero { What::Zeros } else { What::Bytes };
                         pieces.push(Piece { range, what });
                     } else {
-                        let bytes = buffer.get(place(&range)).unwrap_or_default();
+                        let bytes = buffer.get(within(window, &range)).unwrap_or_default();
                         find(bytes, range.start, unit, &mut pieces);
                     }
                 }
@@ -173,10 +187,10 @@ impl Copying<'_> {
         if self.options.only_differences {
             pieces = self.differences(pieces, window, buffer)?;
         }
-        Ok(match &self.compressor {
-            Some(compressor) => compress(*compressor, pieces, window, buffer),
-            None => pieces,
-        })
+        if let Some(compressor) = &self.compressor {
+            pieces = compress(*compressor, pieces, window, buffer);
+        }
+        Ok((entries, pieces))
     }
 
     /// Reads from the source. To salvage what can be read, what cannot is zeros.
@@ -235,7 +249,13 @@ impl Copying<'_> {
         Ok(different)
     }
 
-    fn write(&self, window: &Range<u64>, buffer: &[u8], pieces: &[Piece]) -> Result<()> {
+    fn write(
+        &self,
+        window: &Range<u64>,
+        buffer: &mut [u8],
+        entries: &[MapEntry],
+        pieces: &[Piece],
+    ) -> Result<()> {
         for Piece { range, what } in pieces {
             let (at, len) = (self.at + range.start, range.end - range.start);
             match what {
@@ -243,14 +263,24 @@ impl Copying<'_> {
                 What::Zeros => self.target.write_zeroes(at, len, true)?,
                 What::Compressed(cluster) => self.target.place_compressed(at, cluster)?,
                 What::Bytes => {
-                    let from = (range.start - window.start) as usize;
-                    let bytes = buffer.get(from..from + len as usize);
-                    self.target.write(at, bytes.unwrap_or_default())?;
+                    self.sharing.write(range, self.at, entries, &mut |range| {
+                        let bytes = buffer.get_mut(within(window, &range));
+                        let bytes = bytes.unwrap_or_default();
+                        if self.options.blindly() {
+                            self.source.read(range.start, bytes)?;
+                        }
+                        self.target.write(self.at + range.start, bytes)
+                    })?;
                 }
             }
         }
         Ok(())
     }
+}
+
+/// Where a range of the disk is in the buffer of its window.
+fn within(window: &Range<u64>, range: &Range<u64>) -> Range<usize> {
+    (range.start - window.start) as usize..(range.end - window.start) as usize
 }
 
 /// Finds the zeros in bytes that are at `start` of the disk, in multiples of `unit`.

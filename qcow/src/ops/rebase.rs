@@ -9,12 +9,21 @@ use crate::layer::walk;
 
 /// Writes to `top` what its backing file gives it and `new` would not: all that is not zeros if
 /// there is no `new`. It takes `threads` threads. `top` then has the same content over either, and
-/// is durable; a change of its header follows. After a crash this can be run again.
+/// is durable; a change of its header follows. After a crash this can be run again. With `compress`
+/// clusters that `top` has nothing of are written compressed.
 ///
 /// # Errors
-/// One of them cannot be read or written, or `task` was stopped.
-pub fn rebase(top: &Image, new: Option<&Image>, threads: usize, task: &Task) -> Result<()> {
+/// One of them cannot be read or written, `top` can have no compressed clusters, or `task` was
+/// stopped.
+pub fn rebase(
+    top: &Image,
+    new: Option<&Image>,
+    compress: bool,
+    threads: usize,
+    task: &Task,
+) -> Result<()> {
     let size = top.size();
+    let compressor = compress.then(|| top.compressor(None)).transpose()?;
     task.begin(size);
     let unit = u64::from(top.cluster_size());
     let own = top.layers.get(..1).unwrap_or_default();
@@ -40,8 +49,12 @@ pub fn rebase(top: &Image, new: Option<&Image>, threads: usize, task: &Task) -> 
                 let part = (at - range.start) as usize..(next - range.start) as usize;
                 let old = old.get(part.clone()).unwrap_or_default();
                 if Some(old) != other.get(part) {
+                    let whole = at.is_multiple_of(unit) && (next - at == unit || next == size);
+                    let smaller = compressor.filter(|_| whole);
                     if is_zero(old) {
                         top.write_zeroes_over_all(at, next - at)?;
+                    } else if let Some(cluster) = smaller.and_then(|by| by.compress(old)) {
+                        top.place_compressed(at, &cluster)?;
                     } else {
                         top.write(at, old)?;
                     }

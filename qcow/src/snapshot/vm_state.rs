@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use crate::content::Content;
 use crate::error::{Error, Result};
 use crate::header::MAX_L1_BYTES;
 use crate::image::Image;
@@ -58,7 +59,7 @@ impl Image {
             };
             let (part, after) = rest.split_at(len);
             if len == whole {
-                self.write_through(at, part)?;
+                self.write_through(at, Content::Bytes(part))?;
             } else {
                 // Beside a part of a cluster only the disk's old bytes would be kept.
                 let mut around = vec![0; cluster];
@@ -67,7 +68,7 @@ impl Image {
                 if let Some(place) = around.get_mut(within..within + len) {
                     place.copy_from_slice(part);
                 }
-                self.write_through(start, &around)?;
+                self.write_through(start, Content::Bytes(&around))?;
             }
             (at, rest) = (at + len as u64, after);
         }

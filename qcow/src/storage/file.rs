@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use rustix::fs::{FallocateFlags, fallocate, seek};
+use rustix::fs::{FallocateFlags, copy_file_range, fallocate, ioctl_ficlone, seek};
 use rustix::io::Errno;
 
 use super::{Identity, Storage};
@@ -190,6 +190,36 @@ impl Storage for FileStorage {
             }
             Err(errno) => Err(errno.into()),
         }
+    }
+
+    fn copy_from(
+        &self,
+        mut offset: u64,
+        source: BorrowedFd<'_>,
+        mut from: u64,
+        len: u64,
+    ) -> io::Result<()> {
+        let end = from.saturating_add(len);
+        while from < end {
+            let left = usize::try_from(end - from).unwrap_or(usize::MAX);
+            let (read, write) = (Some(&mut from), Some(&mut offset));
+            match copy_file_range(source, read, &self.file, write, left) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                // It has moved both offsets.
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn shares_blocks(&self) -> bool {
+        // That a file is to be a clone of itself is done if it is empty, refused if it is not, and
+        // not understood where there are no clones.
+        matches!(
+            ioctl_ficlone(&self.file, &self.file),
+            Ok(()) | Err(Errno::INVAL)
+        )
     }
 
     fn file(&self) -> Option<BorrowedFd<'_>> {

@@ -67,6 +67,11 @@ pub(super) struct ConvertArgs {
     #[arg(short = 'S', value_name = "SIZE", value_parser = value::size, default_value = "4k")]
     sparse: u64,
 
+    /// The host copies, and no zeros are looked for: two files on btrfs or XFS share their blocks
+    /// at once. (Without -C they are read once, and what is not zeros is shared all the same.)
+    #[arg(short = 'C', conflicts_with_all = ["compress", "sparse", "salvage"])]
+    offload: bool,
+
     /// How many parts are copied at a time
     #[arg(short = 'm', value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=16))]
     parallel: Option<u16>,
@@ -238,6 +243,7 @@ fn convert(
         only_differences: args.backing.is_some(),
         compress: args.compress,
         salvage: args.salvage,
+        offload: args.offload,
     };
     let broken = sources.iter().flat_map(Image::bitmaps).flatten();
     let mut broken = broken.filter(|bitmap| bitmap.inconsistent.is_some());

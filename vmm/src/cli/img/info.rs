@@ -47,19 +47,21 @@ pub(super) struct InfoArgs {
 /// A file of the chain.
 struct Described {
     path: PathBuf,
+    /// Bytes of the file.
+    len: u64,
     allocated: u64,
     content: Content,
 }
 
 enum Content {
-    Raw { size: u64 },
+    Raw,
     Qcow2(Box<Info>),
 }
 
 impl Described {
     fn format(&self) -> Format {
         match self.content {
-            Content::Raw { .. } => Format::Raw,
+            Content::Raw => Format::Raw,
             Content::Qcow2(_) => Format::Qcow2,
         }
     }
@@ -123,15 +125,15 @@ fn describe(
     format: Format,
 ) -> Result<Described, Failure> {
     let failed = |error| super::open::failed(path, error);
+    let len = file.len().map_err(failed)?;
     let allocated = file.allocated().map_err(failed)?;
     let content = match format {
-        Format::Raw => Content::Raw {
-            size: file.len().map_err(failed)?.next_multiple_of(512),
-        },
+        Format::Raw => Content::Raw,
         Format::Qcow2 => Content::Qcow2(Box::new(Info::read(path, file)?)),
     };
     Ok(Described {
         path: path.to_owned(),
+        len,
         allocated,
         content,
     })
@@ -144,9 +146,9 @@ fn print(file: &Described) -> Result<(), Failure> {
     let size = |bytes: u64| format!("{} ({bytes} bytes)", human(bytes));
     line("image", file.path.display().to_string())?;
     let info = match &file.content {
-        Content::Raw { size: bytes } => {
+        Content::Raw => {
             line("format", "raw".into())?;
-            line("disk", size(*bytes))?;
+            line("disk", size(file.len.next_multiple_of(512)))?;
             line("on the host", size(file.allocated))?;
             return Ok(());
         }

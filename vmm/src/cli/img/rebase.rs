@@ -21,6 +21,7 @@ use crate::disk::lock::Use;
 Examples:
   cowshed img rebase -b newer.qcow2 -F qcow2 overlay.qcow2
   cowshed img rebase -b '' overlay.qcow2                      no backing file any more
+  cowshed img rebase -c -b '' overlay.qcow2                   the same, compressed
   cowshed img rebase -u -b moved.qcow2 -F qcow2 overlay.qcow2 only the name changes")]
 pub(super) struct RebaseArgs {
     /// Format of the image
@@ -39,6 +40,11 @@ pub(super) struct RebaseArgs {
     /// of it
     #[arg(short)]
     unsafe_rebase: bool,
+
+    /// Compress the clusters that are copied into the image; of what it has a part of, that and the
+    /// rest stay as they are
+    #[arg(short)]
+    compress: bool,
 
     #[command(flatten)]
     progress: Progress,
@@ -83,7 +89,8 @@ pub(super) fn run(args: &RebaseArgs) -> Result<u8, Failure> {
         }
     };
     progress::watch(&args.progress, &Task::default(), |task| {
-        ops::rebase(&image, new.as_ref(), common::threads(), task)
+        let threads = common::threads();
+        ops::rebase(&image, new.as_ref(), args.compress, threads, task)
     })?;
     image.set_backing(backing)?;
     Ok(0)

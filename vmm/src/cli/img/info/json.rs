@@ -25,9 +25,13 @@ fn document(file: &Described) -> Value {
     set("filename", file.path.to_string_lossy().into());
     set("format", file.format().name().into());
     set("actual-size", file.allocated.into());
+    set(
+        "children",
+        json!([{ "name": "file", "info": host_file(file) }]),
+    );
     let info = match &file.content {
-        Content::Raw { size } => {
-            set("virtual-size", (*size).into());
+        Content::Raw => {
+            set("virtual-size", file.len.next_multiple_of(512).into());
             set("dirty-flag", false.into());
             return fields.into();
         }
@@ -54,6 +58,19 @@ fn document(file: &Described) -> Value {
     let specific = json!({ "type": Format::Qcow2.name(), "data": specific(info) });
     set("format-specific", specific);
     fields.into()
+}
+
+/// What holds the image, which qemu-img describes since version 8.1.
+fn host_file(file: &Described) -> Value {
+    json!({
+        "filename": file.path.to_string_lossy(),
+        "format": "file",
+        "virtual-size": file.len.next_multiple_of(512),
+        "actual-size": file.allocated,
+        "dirty-flag": false,
+        "format-specific": { "type": "file", "data": {} },
+        "children": [],
+    })
 }
 
 fn specific(info: &Info) -> Value {
@@ -117,6 +134,7 @@ fn luks(luks: &LuksInfo) -> Value {
         .collect();
     let mut document = json!({
         "format": "luks",
+        "detached-header": false,
         "cipher-alg": format!("{}-{}", luks.cipher, luks.key_bits),
         "cipher-mode": mode,
         "ivgen-alg": iv,
