@@ -108,10 +108,9 @@ impl Qcow2 {
     }
 
     fn take(&self, tables: &mut Tables, writing: &mut Writing) -> Batch {
+        let deferred = writing.defers_refcounts();
         let refcounts = &mut writing.refcounts;
-        // The dirty bit says that refcounts in the file are old. They wait for the image's end, or
-        // until they need the room.
-        let (blocks, table_sectors) = if writing.lazy && !refcounts.blocks.is_strained() {
+        let (blocks, table_sectors) = if deferred {
             Default::default()
         } else {
             (
@@ -180,7 +179,7 @@ impl Qcow2 {
         let mut freed = std::mem::take(&mut writing.freed);
         if !batch.dropped.is_empty() {
             let decremented = self.decrement(tables, writing, batch.dropped);
-            let pieces = if writing.lazy {
+            let pieces = if writing.defers_refcounts() {
                 Pieces::new()
             } else {
                 writing.refcounts.blocks.take_dirty()

@@ -83,6 +83,12 @@ impl Writing {
         self.dropped.len() >= FLUSH_AT || self.refcounts.blocks.is_strained()
     }
 
+    /// Whether a flush leaves the refcounts in the file old, which the dirty bit says. They wait for
+    /// the image's end, until they need the room, or for an operation that reads them in the file.
+    pub(crate) fn defers_refcounts(&self) -> bool {
+        self.lazy && !self.alone && !self.refcounts.blocks.is_strained()
+    }
+
     pub(crate) fn is_allocating(&self, guest: &Range<u64>) -> bool {
         self.allocating
             .iter()

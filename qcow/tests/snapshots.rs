@@ -59,6 +59,37 @@ fn a_random_life() {
     }
 }
 
+/// Refcounts that wait in memory are in the file when an operation counts there.
+#[test]
+fn with_lazy_refcounts() {
+    let storage: Arc<dyn Storage> = Arc::new(MemoryStorage::default());
+    let options = CreateOptions {
+        cluster_size: 1024,
+        lazy_refcounts: true,
+        ..CreateOptions::new(256 << 10)
+    };
+    create(Path::new(NAME), storage.clone(), &options).unwrap();
+    for round in 0..8 {
+        let mut lab = Lab::new(storage.clone(), 0);
+        let mut ops = requests(&lab, round, 16);
+        for step in 0..12 {
+            (0..9).for_each(|_| lab.op(&ops.next()));
+            match step % 4 {
+                0 | 1 => lab.take(),
+                2 => lab.apply(0),
+                _ => lab.delete(0),
+            }
+        }
+        let (disk, snapshots) = (lab.disk, lab.snapshots);
+        drop(lab.image);
+        assert_sound(&*storage);
+        assert!(content(&Lab::new(storage.clone(), 0).image) == disk);
+        for (id, disk) in snapshots {
+            assert!(content(&at(&storage, Selector::Id(id), 0)) == disk);
+        }
+    }
+}
+
 #[test]
 fn with_subclusters() {
     let storage = Arc::new(MemoryStorage::default());
