@@ -29,8 +29,8 @@ impl Image {
     /// is as before, or as after some of the steps: a newer version, refcounts, flags, an older
     /// version.
     ///
-    /// Version 2 has no zero clusters: they become unallocated, or over a backing file are filled
-    /// with zeros. Features and header fields of version 3 that are not known are lost with it, if
+    /// Version 2 has no zero clusters: in the disk and in its snapshots they become unallocated, or
+    /// over a backing file are filled with zeros. Features and header fields of version 3 that are not known are lost with it, if
     /// they are compatible ones.
     ///
     /// # Errors

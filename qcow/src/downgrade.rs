@@ -3,17 +3,20 @@
 use std::ops::Range;
 
 use crate::alone::Alone;
+use crate::check::{self, L2Table};
 use crate::compress::Compression;
 use crate::create::Preallocation;
-use crate::entry::{Mapping, Standard};
-use crate::error::Result;
+use crate::entry::{Entry, Mapping, Standard};
+use crate::error::{Result, Violation};
 use crate::extension::BITMAPS;
 use crate::header::DATA_FILE;
 use crate::image::Image;
 use crate::layer::Layer;
 use crate::qcow2::Qcow2;
 use crate::snapshot::table::Table;
-use crate::snapshot::tree::Tree;
+
+/// Bytes of changed L2 tables that wait in memory for the clusters that they name.
+const BATCH_BYTES: usize = 4 << 20;
 
 impl Image {
     /// Whether the image uses nothing that version 2 cannot say.
@@ -45,21 +48,6 @@ impl Image {
                 let what = format!("snapshot like {name:?}, of another size");
                 return refuse(&what, "delete it first");
             }
-            let l1 = qcow2.host.read_l1(entry.l1_offset, entry.l1_entries)?;
-            let mut zeros = false;
-            Tree::new(qcow2, entry.l1_offset, &l1, file_len)?.rewrite(
-                qcow2,
-                &mut |at, entry| {
-                    zeros |= is_zero(qcow2.decode(entry, at, file_len)?);
-                    Ok(entry.descriptor)
-                },
-            )?;
-            // They could be made otherwise, as the disk's are. QEMU 7.2 tries, and zeroes clusters
-            // that the snapshot shares with the disk.
-            if zeros {
-                let what = format!("zero clusters, which the snapshot {name:?} has");
-                return refuse(&what, "delete it first");
-            }
         }
         Ok(())
     }
@@ -78,50 +66,185 @@ impl Image {
     }
 }
 
+/// L2 tables without zero clusters, and what becomes true when they are written.
+#[derive(Default)]
+struct Batch {
+    tables: Vec<(u64, Vec<u8>)>,
+    /// New clusters that they name, and how many references each gets.
+    added: Vec<(Range<u64>, u64)>,
+    /// Clusters that they name no more, and how many references each loses.
+    gone: Vec<(u64, u64)>,
+}
+
 impl Alone<'_> {
-    /// Replaces zero clusters: by zeros before the cluster `below`, where a backing file has bytes.
+    /// Replaces zero clusters in all L2 tables, those of snapshots too: by clusters of zeros before
+    /// the guest's cluster `below`, where a backing file has bytes, and by nothing elsewhere. A table
+    /// that is shared is changed once, and what it names has as many references as it has itself.
+    ///
+    /// New clusters and their refcounts `|` L2 entries `|` the old clusters' refcounts, `|` being a
+    /// sync.
     fn expand_zeros(&self, below: u64) -> Result<()> {
+        self.record_sizes()?;
+        let header = self.qcow2.state().tables.header.clone();
+        let mut batch = Batch::default();
+        let walked = check::for_each_l2_table(&self.qcow2.host, &header, |table, bytes| {
+            self.expand_table(table, bytes, below, &mut batch)?;
+            if batch.tables.len() * bytes.len() >= BATCH_BYTES {
+                self.write_batch(&mut batch)?;
+            }
+            Ok(())
+        });
+        if let Err(error) = walked.and_then(|()| self.write_batch(&mut batch)) {
+            self.give_up(batch);
+            return Err(error);
+        }
+        self.qcow2.flush_alone()?;
+        // A cluster that a snapshot kept for nothing may be the disk's alone now.
+        match header.snapshots {
+            0 => Ok(()),
+            _ => self.renew_copied(),
+        }
+    }
+
+    /// Adds a table to the batch if it has zero clusters.
+    fn expand_table(
+        &self,
+        table: &L2Table,
+        bytes: &[u8],
+        below: u64,
+        batch: &mut Batch,
+    ) -> Result<()> {
         let qcow2 = self.qcow2;
         let geometry = qcow2.geometry;
-        let tables = qcow2.state().tables.l1.len() as u64;
-        for index in 0..tables {
-            let first = index * geometry.l2_entries();
-            let covers = geometry.l2_entries() * geometry.cluster();
-            let mut zeros: Vec<Range<u64>> = Vec::new();
-            let mut cluster = first;
-            let mut state = qcow2.state();
-            qcow2.mappings(
-                &mut state.tables,
-                first * geometry.cluster(),
-                covers,
-                &mut |_, len, mapping| {
-                    let next = cluster + geometry.clusters(len);
-                    if is_zero(mapping) {
-                        match zeros.last_mut().filter(|run| run.end == cluster) {
-                            Some(run) => run.end = next,
-                            None => zeros.push(cluster..next),
-                        }
-                    }
-                    cluster = next;
-                    true
-                },
-            )?;
-            drop(state);
-            for run in zeros {
-                let border = below.clamp(run.start, run.end);
-                if border > run.start && !qcow2.data.is_plain() {
-                    let reason = "version 2 has no zero clusters, and encrypted ones hide a \
-                                  backing file here: convert the image";
-                    return Err(qcow2.cannot_change(reason.into()));
-                }
-                self.preallocate(run.start..border, border, Preallocation::Metadata)?;
-                self.clear(border..run.end, 0)?;
+        let (entry_bytes, references) = (geometry.l2_entry(), u64::from(table.references));
+        let file_len = qcow2.state().tables.file_len;
+        let mut zeros = Vec::new();
+        for (index, entry) in (0..).zip(bytes.chunks_exact(entry_bytes as usize)) {
+            let at = table.offset + index * entry_bytes;
+            if let Mapping::Standard(standard) = qcow2.decode(Entry::read(entry), at, file_len)?
+                && standard.zero != 0
+            {
+                zeros.push((index, standard.host));
             }
+        }
+        if zeros.is_empty() {
+            return Ok(());
+        }
+        self.keep_within_bounds()?;
+        let hosts = zeros.iter().filter_map(|(_, host)| *host);
+        self.check_table(table, hosts.clone())?;
+        let mut bytes = bytes.to_vec();
+        let mut places = 0..0;
+        let first = table.first_cluster(geometry);
+        let filled = zeros.partition_point(|(index, _)| first + index < below);
+        for (n, (index, _)) in zeros.iter().enumerate() {
+            let mut mapping = Mapping::NONE;
+            if n < filled {
+                if places.is_empty() {
+                    places = self.add_clusters((filled - n) as u64, references, batch)?;
+                }
+                let host = places.start * geometry.cluster();
+                places.start += 1;
+                let guest = (first + index) * geometry.cluster();
+                if !qcow2.data.is_plain() {
+                    qcow2.data.zero(guest, host, geometry.cluster())?;
+                }
+                mapping = Mapping::Standard(Standard {
+                    host: Some(host),
+                    copied: references == 1 && table.is_active(),
+                    alloc: u32::MAX,
+                    zero: 0,
+                });
+            }
+            let from = (index * entry_bytes) as usize;
+            mapping.encode(geometry).write(
+                bytes
+                    .get_mut(from..)
+                    .unwrap_or_default()
+                    .split_at_mut(entry_bytes as usize)
+                    .0,
+            );
+        }
+        let gone = hosts.map(|host| (geometry.index(host), references));
+        batch.gone.extend(gone);
+        batch.tables.push((table.offset, bytes));
+        Ok(())
+    }
+
+    /// Whether a table counts all its references, and neither it nor what it gives back is metadata
+    /// of another kind.
+    fn check_table(&self, table: &L2Table, mut hosts: impl Iterator<Item = u64>) -> Result<()> {
+        let qcow2 = self.qcow2;
+        let mut state = qcow2.state();
+        let (tables, writing) = qcow2.split(&mut state)?;
+        let cluster = qcow2.geometry.index(table.offset);
+        let wrong = |field: &str, value: String, expected: String| {
+            let violation = Violation::new(field, table.offset, value, expected);
+            Err(qcow2.host.invalid(violation))
+        };
+        if !table.is_active() && writing.metadata.contains(cluster) {
+            let (value, expected) = ("other metadata", "a cluster of its own");
+            return wrong("L2 table of a snapshot", value.into(), expected.into());
+        }
+        let count = writing.refcounts.get(&qcow2.host, cluster)?;
+        if count < table.references.into() {
+            let expected = format!("at least {}, its references", table.references);
+            return wrong("refcount of the L2 table", count.to_string(), expected);
+        }
+        let is_table = |host: &u64| writing.metadata.contains(qcow2.geometry.index(*host));
+        match hosts.find(is_table) {
+            Some(host) => Err(qcow2.overlaps(tables, host)),
+            None => Ok(()),
+        }
+    }
+
+    /// Allocates one to `most` clusters in a row, which are zeros if they are not encrypted.
+    fn add_clusters(&self, most: u64, references: u64, batch: &mut Batch) -> Result<Range<u64>> {
+        let qcow2 = self.qcow2;
+        let allocation = {
+            let mut state = qcow2.state();
+            let (tables, writing) = qcow2.split(&mut state)?;
+            let allocation = self.allocate(tables, writing, most)?;
+            for cluster in allocation.clusters.clone() {
+                writing.refcounts.set(&qcow2.host, cluster, references)?;
+            }
+            allocation
+        };
+        batch.added.push((allocation.clusters.clone(), references));
+        self.fill(0, &allocation, Preallocation::Metadata)?;
+        Ok(allocation.clusters)
+    }
+
+    /// Writes the tables after what they name, and drops what they named.
+    fn write_batch(&self, batch: &mut Batch) -> Result<()> {
+        let qcow2 = self.qcow2;
+        if !batch.added.is_empty() {
+            qcow2.flush_alone()?;
+        }
+        // From here on the file may name what was added, and name no more what is gone.
+        let Batch {
+            tables: l2, gone, ..
+        } = std::mem::take(batch);
+        let mut state = qcow2.state();
+        let (tables, writing) = qcow2.split(&mut state)?;
+        for (at, bytes) in &l2 {
+            tables.l2.forget(*at, bytes.len() as u64);
+        }
+        qcow2.write_pieces(&l2)?;
+        for (cluster, references) in gone {
+            *writing.dropped.entry(cluster).or_default() += references;
         }
         Ok(())
     }
-}
 
-fn is_zero(mapping: Mapping) -> bool {
-    matches!(mapping, Mapping::Standard(Standard { zero, .. }) if zero != 0)
+    /// Gives back what no table came to name.
+    fn give_up(&self, batch: Batch) {
+        if let Some(writing) = &mut self.qcow2.state().writing {
+            for (clusters, references) in batch.added {
+                for cluster in clusters {
+                    *writing.dropped.entry(cluster).or_default() += references;
+                }
+            }
+        }
+    }
 }

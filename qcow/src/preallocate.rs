@@ -95,8 +95,13 @@ impl Alone<'_> {
         Ok(())
     }
 
-    /// Makes new clusters zeros.
-    fn fill(&self, guest: u64, new: &Allocation, preallocation: Preallocation) -> Result<()> {
+    /// Makes new clusters zeros; encrypted ones stay as they are.
+    pub(crate) fn fill(
+        &self,
+        guest: u64,
+        new: &Allocation,
+        preallocation: Preallocation,
+    ) -> Result<()> {
         let (data, cluster) = (&self.qcow2.data, self.qcow2.geometry.cluster());
         let place = new.clusters.start * cluster..new.clusters.end * cluster;
         if data.is_external() {

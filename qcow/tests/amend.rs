@@ -191,7 +191,7 @@ fn refused_by_name() {
         let after = std::fs::read(folder.join("disk")).unwrap();
         assert!(before == after, "{options}: a refusal changed the image");
     }
-    // Snapshots of another size, and such with zero clusters.
+    // Snapshots of another size, and bitmaps.
     let args = ["create", "-q", "-f", "qcow2", "disk", "1M"];
     qemu_img(folder, &args);
     qemu_img(folder, &["snapshot", "-c", "one", "disk"]);
@@ -205,15 +205,7 @@ fn refused_by_name() {
         "{error}"
     );
     qemu_img(folder, &["snapshot", "-d", "one", "disk"]);
-    qemu_io(folder, "disk", &["write -z 0 128k".into()]);
-    qemu_img(folder, &["snapshot", "-c", "two", "disk"]);
-    let error = open(&path).amend(&to_version(2)).unwrap_err();
-    assert!(
-        error.to_string().contains("the snapshot \"two\" has"),
-        "{error}"
-    );
     qemu_img(folder, &["bitmap", "--add", "disk", "bits"]);
-    qemu_img(folder, &["snapshot", "-d", "two", "disk"]);
     let error = open(&path).amend(&to_version(2)).unwrap_err();
     assert!(error.to_string().contains("bitmaps"), "{error}");
 }

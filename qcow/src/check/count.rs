@@ -8,7 +8,7 @@ use crate::refcount;
 
 use super::Subject;
 use super::report::{Findings, Problem};
-use super::survey::{INACTIVE, L2Table, Survey, entry_violation, for_each_entry};
+use super::survey::{L2Table, Survey, entry_violation, for_each_entry};
 use super::window::{Counter, Place, Window};
 
 /// Most runs that are noted as overlapping: a bound on memory.
@@ -236,7 +236,7 @@ impl<'a> Count<'a> {
 
     fn l2_table(&mut self, findings: &mut Findings, table: &L2Table, all: &[u8]) {
         let (header, geometry) = (self.subject.header, self.subject.header.geometry);
-        let active = table.index != INACTIVE;
+        let active = table.is_active();
         let entry_bytes = geometry.l2_entry() as usize;
         let mut next = None;
         for (index, bytes) in all.chunks_exact(entry_bytes).enumerate() {
@@ -256,7 +256,7 @@ impl<'a> Count<'a> {
             let at = table.offset + (index * entry_bytes) as u64;
             let external = header.data_file().is_some();
             let mapping = if external {
-                let cluster = u64::from(table.index) * geometry.l2_entries() + index as u64;
+                let cluster = table.first_cluster(geometry) + index as u64;
                 Mapping::decode_external(entry, cluster * geometry.cluster(), geometry)
             } else {
                 Mapping::decode(entry, header.version, geometry)

@@ -18,6 +18,7 @@ mod rebuild;
 mod relocate;
 mod repair;
 mod report;
+mod sizes;
 mod survey;
 mod window;
 
@@ -36,6 +37,7 @@ pub(crate) use repair::rebuild_dirty;
 pub use repair::{Repair, repair};
 use report::Findings;
 pub use report::{CheckReport, Finding, Problem};
+pub(crate) use survey::L2Table;
 use survey::Survey;
 
 /// How to check an image.
@@ -71,6 +73,23 @@ pub fn check(
     };
     let header = header::read_unplaced(&host)?;
     Ok(Examined::read(&host, &header, options)?.report)
+}
+
+/// Visits every L2 table of the disk and of its snapshots once, in the order of the file. An image
+/// with an L1 table that cannot be followed is refused.
+pub(crate) fn for_each_l2_table(
+    host: &Host,
+    header: &Header,
+    visit: impl FnMut(&L2Table, &[u8]) -> Result<()>,
+) -> Result<()> {
+    let options = CheckOptions::default();
+    let subject = Subject::new(host, header, &options)?;
+    let mut findings = Findings::new(&subject);
+    let survey = Survey::read(&subject, &mut findings)?;
+    match findings.report.findings.into_iter().next() {
+        Some(finding) => Err(host.invalid(finding.what)),
+        None => survey.for_each_table(&subject, visit),
+    }
 }
 
 /// What a check knows in the end.

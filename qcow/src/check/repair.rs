@@ -1,4 +1,5 @@
-//! Repairing an image where its structures are: refcounts, and the flag COPIED.
+//! Repairing an image: which steps it takes, and what is done where its structures are, to refcounts
+//! and the flag COPIED.
 //!
 //! A crash leaves an image that can be repaired again, and that loses nothing meanwhile: COPIED is
 //! cleared where a cluster is shared, `|` refcounts are raised, `|` lowered, `|` COPIED is set,
@@ -16,9 +17,9 @@ use crate::storage::Storage;
 
 use super::count::Count;
 use super::report::{CheckReport, Findings};
-use super::survey::{INACTIVE, Survey};
+use super::survey::Survey;
 use super::window::{Counter, Place, Window};
-use super::{CheckOptions, Examined, Subject, rebuild, relocate};
+use super::{CheckOptions, Examined, Subject, rebuild, relocate, sizes};
 
 /// Autoclear features that a repair keeps true: bitmaps, and data files that are raw images.
 const KNOWN_AUTOCLEAR: u64 = 0b11;
@@ -32,16 +33,18 @@ pub enum Repair {
     All,
 }
 
-/// What one step of a repair does; the last one is in place.
+/// What one step of a repair does.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Step {
     Relocate,
     Rebuild,
+    AddSizes,
     InPlace,
 }
 
-/// Steps that a repair takes at most: data under refcount structures shows once these are rebuilt.
-const MAX_STEPS: usize = 5;
+/// Steps that a repair takes at most: data under refcount structures shows once these are rebuilt,
+/// and a table that grew has yet to be counted.
+const MAX_STEPS: usize = 7;
 
 /// Repairs the image in `storage`, known as `path` in messages, which nothing else may have open,
 /// and checks it again: what the report finds could not be repaired. Nothing is written where
@@ -84,8 +87,10 @@ fn repair_host(
     let mut found = Examined::read(host, header, options)?;
     let (corruptions, leaks) = (found.report.corruptions, found.report.leaks);
     let is_luks = matches!(header.encryption, Encryption::Luks { .. });
+    let mut last = None;
     // One step at a time, and a fresh look after it.
     for _ in 0..MAX_STEPS {
+        let unsized_snapshots = found.survey.unsized_snapshots;
         let step = match what {
             _ if found.report.is_clean() || found.tables_overlap => break,
             // LUKS's ciphertext means something else at another place.
@@ -93,6 +98,13 @@ fn repair_host(
             Repair::All if found.rebuild && !found.survey.incomplete => Step::Rebuild,
             // What is broken or overlaps is not written to.
             _ if found.rebuild || !found.overlapping.is_empty() => break,
+            // When nothing else is left that would leave the image dirty.
+            Repair::All
+                if unsized_snapshots > 0 && unsized_snapshots == found.report.corruptions =>
+            {
+                Step::AddSizes
+            }
+            _ if last == Some(Step::InPlace) => break,
             _ => Step::InPlace,
         };
         change(host, header, |header| header.autoclear &= KNOWN_AUTOCLEAR)?;
@@ -102,12 +114,11 @@ fn repair_host(
                 relocate::relocate(&subject, &found.survey, &found.overlapping)?;
             }
             Step::Rebuild => rebuild::rebuild(host, header, options)?,
+            Step::AddSizes => sizes::add_sizes(host, header)?,
             Step::InPlace => in_place(host, header, what, options)?,
         }
         found = Examined::read(host, header, options)?;
-        if step == Step::InPlace {
-            break;
-        }
+        last = Some(step);
     }
     let mut report = found.report;
     report.corruptions_fixed = corruptions.saturating_sub(report.corruptions);
@@ -227,7 +238,7 @@ fn flags(
         change(entry.descriptor, table.map(|(table, _)| table))
     })?;
     survey.for_each_table(subject, |table, bytes| {
-        if table.index != INACTIVE {
+        if table.is_active() {
             let mut bytes = bytes.to_vec();
             let size = geometry.l2_entry() as usize;
             written |= patch(subject.host, table.offset, &mut bytes, size, &mut |entry| {

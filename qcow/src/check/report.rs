@@ -24,7 +24,8 @@ pub enum Problem {
     PastEnd,
     /// A refcount table or block that cannot be what it is said to be.
     RefcountStructure,
-    /// A snapshot whose tables cannot be walked.
+    /// A snapshot whose tables cannot be walked, or one that does not say the sizes that version 3
+    /// demands.
     Snapshot,
     /// A bitmap whose tables cannot be walked.
     Bitmap,

@@ -1,6 +1,6 @@
 //! Where an image's metadata is: every table that the header leads to, but for L2 tables' content.
 
-use crate::addr::be64;
+use crate::addr::{Geometry, be64};
 use crate::entry;
 use crate::error::{Result, Violation};
 use crate::header::Encryption;
@@ -26,16 +26,28 @@ pub(super) struct Span {
 
 /// An L2 table, once, however many L1 entries name it.
 #[derive(Clone, Copy)]
-pub(super) struct L2Table {
-    pub(super) offset: u64,
+pub(crate) struct L2Table {
+    pub(crate) offset: u64,
     /// L1 entries that name it.
-    pub(super) references: u32,
-    /// The lowest index in the active L1 table, or [`INACTIVE`].
-    pub(super) index: u32,
+    pub(crate) references: u32,
+    /// The lowest index in the active L1 table; with [`INACTIVE`] set, in those of snapshots.
+    index: u32,
 }
 
-/// An L2 table that only snapshots use.
-pub(super) const INACTIVE: u32 = u32::MAX;
+/// Only snapshots use the L2 table. No L1 table has as many entries.
+const INACTIVE: u32 = 1 << 31;
+
+impl L2Table {
+    /// Whether the disk uses it as it is now.
+    pub(crate) fn is_active(&self) -> bool {
+        self.index & INACTIVE == 0
+    }
+
+    /// The number of the first guest cluster that it maps.
+    pub(crate) fn first_cluster(&self, geometry: Geometry) -> u64 {
+        u64::from(self.index & !INACTIVE) * geometry.l2_entries()
+    }
+}
 
 /// What the header leads to.
 #[derive(Default)]
@@ -56,6 +68,8 @@ pub(super) struct Survey {
     pub(super) incomplete: bool,
     /// Blocks that lie in holes, which count nothing: they are not among `blocks`.
     pub(super) empty_blocks: Vec<u64>,
+    /// Snapshots that do not say the sizes of their disk and VM state, which is a finding each.
+    pub(super) unsized_snapshots: u64,
     /// There are more tables than the file has bytes for: some lie in holes.
     pub(super) sparse: bool,
 }
@@ -205,7 +219,7 @@ impl Survey {
             if geometry.within(table) != 0 || !subject.has(table, geometry.cluster()) {
                 self.incomplete = true;
             } else if table != 0 {
-                let index = if active { index as u32 } else { INACTIVE };
+                let index = index as u32 | if active { 0 } else { INACTIVE };
                 self.tables.push(L2Table {
                     offset: table,
                     references: 1,
@@ -243,7 +257,8 @@ impl Survey {
         self.span("snapshot table", header.snapshots_offset, snapshots.len);
         for (at, snapshot) in snapshots.placed() {
             let extra = snapshot.extra.len();
-            if header.version >= 3 && extra < SIZES {
+            if header.version >= 3 && !snapshot.has_sizes() {
+                self.unsized_snapshots += 1;
                 let expected = format!("at least {SIZES} in version 3");
                 findings.add(Problem::Snapshot, || {
                     Violation::new("extra_data_size of a snapshot", at + 36, extra, expected)

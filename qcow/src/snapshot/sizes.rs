@@ -3,7 +3,7 @@
 
 use super::recount::Recount;
 use super::switch::Switch;
-use super::table::{Entry, SIZES, Table};
+use super::table::{Entry, Table};
 use crate::alone::Alone;
 use crate::error::Result;
 
@@ -16,19 +16,16 @@ impl Alone<'_> {
             let tables = &qcow2.state().tables;
             (tables.header.clone(), tables.file_len)
         };
-        let is_short = |entry: &Entry| entry.extra.len() < SIZES;
         let table = Table::read(&qcow2.host, &header, file_len)?;
-        if !table.entries.iter().any(is_short) {
+        if table.entries.iter().all(Entry::has_sizes) {
             return Ok(());
         }
         let mut recount = Recount::new(qcow2, file_len);
         recount.drop_table(table.clusters(qcow2.geometry));
         let mut entries = table.entries;
-        for entry in entries.iter_mut().filter(|entry| is_short(entry)) {
-            let described = entry.describe(header.size);
-            let all = Entry::extra(described.vm_state_size, described.disk_size, None);
-            entry.extra = all.get(..SIZES).unwrap_or_default().to_vec();
-        }
+        entries
+            .iter_mut()
+            .for_each(|entry| entry.add_sizes(header.size));
         self.switch(Switch {
             recount,
             shared: None,

@@ -83,6 +83,20 @@ impl Entry {
         }
     }
 
+    /// Whether the extra data has what version 3 demands.
+    pub(crate) fn has_sizes(&self) -> bool {
+        self.extra.len() >= SIZES
+    }
+
+    /// Adds to the extra data what version 3 demands; `now` is the disk's size today.
+    pub(crate) fn add_sizes(&mut self, now: u64) {
+        if !self.has_sizes() {
+            let described = self.describe(now);
+            self.extra = Entry::extra(described.vm_state_size, described.disk_size, None);
+            self.extra.truncate(SIZES);
+        }
+    }
+
     /// The clusters of its L1 table.
     pub(crate) fn l1_clusters(&self, geometry: Geometry) -> Range<u64> {
         geometry.span(self.l1_offset, self.l1_entries as u64 * 8)
