@@ -18,6 +18,7 @@ impl Qcow2 {
     /// Everything is flushed then. Who holds a plan's pin waits for itself here.
     pub(crate) fn alone(&self) -> Result<Alone<'_>> {
         let mut state = self.state();
+        let is_first = state.writing.is_none();
         loop {
             let (_, writing) = self.split(&mut state)?;
             if !writing.alone {
@@ -33,7 +34,10 @@ impl Qcow2 {
         }
         drop(state);
         self.pins.drain();
-        self.flush_alone()?;
+        // Where nothing was written yet nothing waits, and a sync takes its time.
+        if !is_first {
+            self.flush_alone()?;
+        }
         Ok(alone)
     }
 

@@ -260,6 +260,13 @@ pub(crate) fn refcount_block(entry: u64, geometry: Geometry) -> Result<Option<u6
     Ok(Some(entry))
 }
 
+/// The host cluster of an L2 entry that says no more than that, perhaps with COPIED: what almost all
+/// entries of a large image are, told without the way through a [`Mapping`].
+pub(crate) fn plain_place(descriptor: u64, geometry: Geometry) -> Option<u64> {
+    let place = descriptor & !COPIED;
+    (place & !OFFSET == 0 && place != 0 && geometry.within(place) == 0).then_some(place)
+}
+
 fn offset(entry: u64, flags: u64, geometry: Geometry) -> Result<Option<u64>, String> {
     let offset = entry & OFFSET;
     if entry & !(OFFSET | COPIED | flags) != 0 {

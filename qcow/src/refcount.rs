@@ -150,10 +150,13 @@ pub(crate) fn get(block: &[u8], index: u64, order: u32) -> u64 {
         let mask = (1_u64 << bits) - 1;
         return u64::from(block.get(at).copied().unwrap_or(0)) >> shift & mask;
     }
-    let bytes = block.get(at..at + bits as usize / 8).unwrap_or_default();
-    bytes
-        .iter()
-        .fold(0, |value, &byte| value << 8 | u64::from(byte))
+    match *block.get(at..at + bits as usize / 8).unwrap_or_default() {
+        // The usual width, which whole images are counted in.
+        [high, low] => u16::from_be_bytes([high, low]).into(),
+        ref bytes => bytes
+            .iter()
+            .fold(0, |value, &byte| value << 8 | u64::from(byte)),
+    }
 }
 
 /// Stores a refcount that the width must be able to hold.

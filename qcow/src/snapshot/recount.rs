@@ -72,7 +72,7 @@ impl<'a> Recount<'a> {
         for first in self.windows() {
             let window = self.sum_up(first)?;
             let mut freed = Vec::new();
-            self.visit(&window, &mut |visit| {
+            self.visit(&window, |sum| sum != 0, &mut |visit| {
                 let &Visit { count, sum, .. } = visit;
                 let new = count.checked_add_signed(sum).filter(|&new| new <= most);
                 if count < sum.unsigned_abs() {
@@ -96,8 +96,8 @@ impl<'a> Recount<'a> {
         let mut raised = false;
         for first in self.windows() {
             let window = self.sum_up(first)?;
-            raised |= self.visit(&window, &mut |visit| {
-                Ok(visit.count.saturating_add_signed(visit.sum.max(0)))
+            raised |= self.visit(&window, |sum| sum > 0, &mut |visit| {
+                Ok(visit.count.saturating_add_signed(visit.sum))
             })?;
             self.window = Some(window);
         }
@@ -113,8 +113,8 @@ impl<'a> Recount<'a> {
         for first in self.windows() {
             let window = self.sum_up(first)?;
             let mut freed = Vec::new();
-            let lowered = self.visit(&window, &mut |visit| {
-                let new = visit.count.saturating_add_signed(visit.sum.min(0));
+            let lowered = self.visit(&window, |sum| sum < 0, &mut |visit| {
+                let new = visit.count.saturating_add_signed(visit.sum);
                 if new == 0 {
                     freed.push(visit.cluster);
                 }
@@ -158,9 +158,14 @@ impl<'a> Recount<'a> {
         Ok(Window { first, sums })
     }
 
-    /// Visits the clusters of a window whose sums are not zero, and gives them the refcounts that
+    /// Visits the clusters of a window whose sums are `wanted`, and gives them the refcounts that
     /// `visit` returns. Whether any differs.
-    fn visit(&self, window: &Window, visit: &mut dyn FnMut(&Visit) -> Result<u64>) -> Result<bool> {
+    fn visit(
+        &self,
+        window: &Window,
+        wanted: impl Fn(i32) -> bool,
+        visit: &mut impl FnMut(&Visit) -> Result<u64>,
+    ) -> Result<bool> {
         let qcow2 = self.qcow2;
         let (per_block, per_slice, order) = {
             let mut state = qcow2.state();
@@ -176,10 +181,15 @@ impl<'a> Recount<'a> {
             let block_start = next - next % per_block;
             let of_block = next..end.min(block_start + per_block);
             next = of_block.end;
-            let changes = window.changes(of_block);
-            let (Some(&(low, _)), Some(&(high, _))) = (changes.first(), changes.last()) else {
+            let sums = window.of(of_block.clone());
+            let is_wanted = |sum: &i32| wanted(*sum);
+            let (Some(first), Some(last)) = (
+                sums.iter().position(is_wanted),
+                sums.iter().rposition(is_wanted),
+            ) else {
                 continue;
             };
+            let (low, high) = (of_block.start + first as u64, of_block.start + last as u64);
             // Whole slices, as the cache has them.
             let from = low - low % per_slice;
             let len = (high + 1 - from).next_multiple_of(per_slice);
@@ -194,8 +204,11 @@ impl<'a> Recount<'a> {
                 qcow2.host.read(at, &mut bytes)?;
             }
             let mut changed = false;
-            for (cluster, sum) in changes {
-                let index = cluster - from;
+            let sums = (of_block.start..)
+                .zip(sums)
+                .filter(|(_, sum)| wanted(**sum));
+            for (cluster, &sum) in sums {
+                let (index, sum) = (cluster - from, i64::from(sum));
                 let count = refcount::get(&bytes, index, order);
                 let at = at + (index << order) / 8;
                 let new = visit(&Visit {
@@ -260,14 +273,9 @@ impl<'a> Recount<'a> {
 }
 
 impl Window {
-    /// The clusters of a range of the window whose sums are not zero.
-    fn changes(&self, clusters: Range<u64>) -> Vec<(u64, i64)> {
+    /// The sums of a range of its clusters.
+    fn of(&self, clusters: Range<u64>) -> &[i32] {
         let range = (clusters.start - self.first) as usize..(clusters.end - self.first) as usize;
-        let sums = self.sums.get(range).unwrap_or_default();
-        let numbered = (clusters.start..).zip(sums);
-        numbered
-            .filter(|(_, sum)| **sum != 0)
-            .map(|(cluster, sum)| (cluster, i64::from(*sum)))
-            .collect()
+        self.sums.get(range).unwrap_or_default()
     }
 }

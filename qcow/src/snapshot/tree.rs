@@ -62,15 +62,22 @@ impl Tree {
 
     /// Visits the clusters that L2 entries refer to, many at a time.
     pub(crate) fn references(&self, qcow2: &Qcow2, visit: &mut dyn FnMut(&[u64])) -> Result<()> {
-        let entry_bytes = qcow2.geometry.l2_entry();
+        let geometry = qcow2.geometry;
+        let entry_bytes = geometry.l2_entry();
         let (mut bytes, mut clusters) = (Vec::new(), Vec::new());
         for run in self.runs(qcow2) {
             self.load(qcow2, run, &mut bytes)?;
             let start = run.first().copied().unwrap_or(0);
             for (i, entry) in bytes.chunks_exact(entry_bytes as usize).enumerate() {
-                let at = start + i as u64 * entry_bytes;
-                let mapping = qcow2.decode(Entry::read(entry), at, self.file_len)?;
-                clusters.extend(mapping.clusters(qcow2.geometry));
+                let (entry, at) = (Entry::read(entry), start + i as u64 * entry_bytes);
+                let place = entry::plain_place(entry.descriptor, geometry);
+                match place.filter(|&place| place < self.file_len && !geometry.is_extended()) {
+                    Some(place) => clusters.push(geometry.index(place)),
+                    None => {
+                        let mapping = qcow2.decode(entry, at, self.file_len)?;
+                        clusters.extend(mapping.clusters(geometry));
+                    }
+                }
             }
             visit(&clusters);
             clusters.clear();
