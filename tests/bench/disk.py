@@ -10,7 +10,7 @@ aio=io_uring,cache=none and an iothread. What a doorbell costs is printed once: 
 expensive (KVM without VMX or SVM), it bounds one request at a time.
 
 A VMM is found in PATH, or by a variable: COWSHED (what ./release builds), QEMU, ALIOTH (raw
-only). BEFORE names an older cowshed to be measured beside it, which takes no options of ours.
+only). BEFORE names another cowshed to be measured beside it.
 """
 
 import argparse
@@ -42,15 +42,12 @@ def cowshed(binary, disk, cache, kernel, words):
             "--overlay-dir", disk.path.parent, "--disk", f"{disk.path},{keys}"]
 
 
-def before(binary, disk, cache, kernel, words):
-    command = cowshed(binary, disk, cache, kernel, words)
-    return command[:-1] + [command[-1].replace(f",cache={cache}", "")]
-
-
 def qemu(binary, disk, cache, kernel, words):
     aio = "io_uring" if cache == "none" else "threads"
     drive = f"id=disk,if=none,format={disk.form},file={disk.path},cache={cache},aio={aio}"
-    return [binary, "-M", "q35,accel=kvm", "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio",
+    # Threads have names by that option only, and the vCPU is not to be counted.
+    return [binary, "-name", "bench,debug-threads=on", "-M", "q35,accel=kvm", "-nodefaults", "-display", "none",
+            "-no-reboot", "-serial", "stdio",
             "-m", f"{RAM_MIB}M", "-object", "iothread,id=io", "-drive", drive + (",snapshot=on" if disk.throwaway else ""),
             "-device", "virtio-blk-pci,disable-legacy=on,drive=disk,iothread=io", "-kernel", kernel, "-append", words]
 
@@ -64,7 +61,7 @@ def alioth(binary, disk, cache, kernel, words):
 
 VMMS = [
     ("cowshed", "COWSHED", "cowshed", cowshed),
-    ("cowshed before", "BEFORE", None, before),
+    ("cowshed before", "BEFORE", None, cowshed),
     ("qemu", "QEMU", "qemu-system-x86_64", qemu),
     ("alioth", "ALIOTH", "alioth", alioth),
 ]

@@ -1,12 +1,13 @@
 //! A split virtqueue as devices use it: `virtio-queue` underneath, with every chain checked
 //! before a device sees it.
 
+use std::num::Wrapping;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Memory;
@@ -53,6 +54,8 @@ pub struct VirtQueue {
     memory: Memory,
     link: Arc<DriverLink>,
     doorbell: EventFd,
+    /// Chains that were given back, of which the used ring's index does not tell yet.
+    unpublished: Wrapping<u16>,
 }
 
 impl VirtQueue {
@@ -70,6 +73,7 @@ impl VirtQueue {
             memory,
             link,
             doorbell,
+            unpublished: Wrapping(0),
         }
     }
 
@@ -147,20 +151,38 @@ impl VirtQueue {
     }
 
     /// Gives a chain back, `len` bytes of its writable part having been written. The driver
-    /// is interrupted by [`Self::notify`].
+    /// learns of it by [`Self::notify`].
     pub(crate) fn complete(&mut self, chain: &Chain, len: u32) -> Result<(), Error> {
-        let result = self.queue.add_used(&self.memory, chain.head, len);
-        result.map_err(|error| self.ring(error))
+        let next = Wrapping(self.queue.next_used()) + self.unpublished;
+        let slot = u64::from(next.0 % self.queue.size());
+        let element = u64::from(len) << 32 | u64::from(chain.head);
+        let at = self.used_ring(4 + 8 * slot)?;
+        let written = self.memory.write_obj(element.to_le(), at);
+        written.map_err(|error| self.outside(error))?;
+        self.unpublished += 1;
+        Ok(())
     }
 
-    /// Interrupts the driver if it wants to know of what was completed since the last call.
+    /// Tells the driver of what was completed since the last call, all at once, and interrupts it
+    /// if it wants to be.
     pub(crate) fn notify(&mut self) -> Result<(), Error> {
+        let count = std::mem::take(&mut self.unpublished);
+        if count.0 == 0 {
+            return Ok(());
+        }
+        let next = Wrapping(self.queue.next_used()) + count;
+        self.queue.set_next_used(next.0);
+        let index = self.used_ring(2)?;
+        let stored = self.memory.store(next.0.to_le(), index, Ordering::Release);
+        stored.map_err(|error| self.outside(error))?;
+        // The index must be visible before it is looked at what the driver wants.
+        fence(Ordering::SeqCst);
         let wanted = match self.queue.event_idx_enabled() {
-            true => self
-                .queue
-                .needs_notification(&self.memory)
-                .map_err(|error| self.ring(error))?,
-            false => !self.interrupts_off()?,
+            true => {
+                let after = self.available_ring(4 + 2 * u64::from(self.queue.size()))?;
+                next - Wrapping(after) - Wrapping(1) < count
+            }
+            false => u32::from(self.available_ring(0)?) & VRING_AVAIL_F_NO_INTERRUPT == 0,
         };
         if wanted {
             self.link.interrupt_queue(self.index);
@@ -183,14 +205,22 @@ impl VirtQueue {
             .map_err(|error| self.ring(error))
     }
 
-    /// The driver's older way to decline interrupts, which `virtio-queue` leaves out.
-    fn interrupts_off(&self) -> Result<bool, Error> {
-        // The used index must be visible before the flag is looked at.
-        fence(Ordering::SeqCst);
-        let flags = GuestAddress(self.queue.avail_ring());
-        let flags = self.memory.load::<u16>(flags, Ordering::Relaxed);
-        let flags = flags.map_err(|error| self.ring(virtio_queue::Error::GuestMemory(error)))?;
-        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT != 0)
+    /// A place in the used ring.
+    fn used_ring(&self, offset: u64) -> Result<GuestAddress, Error> {
+        let at = GuestAddress(self.queue.used_ring()).checked_add(offset);
+        at.ok_or_else(|| self.ring(virtio_queue::Error::AddressOverflow))
+    }
+
+    /// A field of the available ring.
+    fn available_ring(&self, offset: u64) -> Result<u16, Error> {
+        let at = GuestAddress(self.queue.avail_ring()).checked_add(offset);
+        let at = at.ok_or_else(|| self.ring(virtio_queue::Error::AddressOverflow))?;
+        let field = self.memory.load::<u16>(at, Ordering::Relaxed);
+        field.map(u16::from_le).map_err(|error| self.outside(error))
+    }
+
+    fn outside(&self, error: GuestMemoryError) -> Error {
+        self.ring(virtio_queue::Error::GuestMemory(error))
     }
 
     fn ring(&self, error: virtio_queue::Error) -> Error {

@@ -15,6 +15,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use cowshed_devices::virtio::block::{Engine, Limits, Options, disk};
 
@@ -25,6 +26,9 @@ use overlay::Wanted;
 
 /// Most queues that a disk gets unasked: beyond that they cost memory, and gain nothing.
 const DEFAULT_QUEUES: u16 = 4;
+
+/// Longest polling before a sleep: about as long as it takes to fall asleep and be woken.
+const POLL: Duration = Duration::from_micros(50);
 
 /// Why a disk cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -219,9 +223,14 @@ pub fn open(run: &Run, default_root: Option<&Path>) -> Result<Disks, Error> {
     if let Some(path) = keep.filter(|path| path.symlink_metadata().is_ok()) {
         return Err(Error::KeepExists(path.to_path_buf()));
     }
+    // With one processor, who polls keeps waiting whom it waits for.
+    let poll = match std::thread::available_parallelism() {
+        Ok(count) if count.get() > 1 => POLL,
+        _ => Duration::ZERO,
+    };
     let mut opened = Vec::new();
     for disk in root.iter().chain(&run.disks) {
-        let next = open_one(disk, run, keep)?;
+        let next = open_one(disk, run, keep, poll)?;
         if matches!(next.overlay, Kind::Throwaway(_)) {
             // The first one has it.
             keep = None;
@@ -237,7 +246,7 @@ pub fn open(run: &Run, default_root: Option<&Path>) -> Result<Disks, Error> {
     })
 }
 
-fn open_one(disk: &Disk, run: &Run, keep: Option<&Path>) -> Result<Opened, Error> {
+fn open_one(disk: &Disk, run: &Run, keep: Option<&Path>, poll: Duration) -> Result<Opened, Error> {
     let overlays = &run.overlays;
     let wanted = Wanted {
         size: disk.size,
@@ -279,6 +288,7 @@ fn open_one(disk: &Disk, run: &Run, keep: Option<&Path>) -> Result<Opened, Error
                 bytes: disk.bytes_per_second,
                 requests: disk.requests_per_second,
             },
+            poll,
             ..Options::default()
         },
         overlay,

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
@@ -57,6 +57,9 @@ pub struct Options {
     pub engine: Engine,
     /// How fast the disk may be.
     pub limits: Limits,
+    /// The longest time that a queue's thread polls for the next request or completion before it
+    /// sleeps. It polls when these come that soon only; zero: never.
+    pub poll: Duration,
 }
 
 impl Default for Options {
@@ -67,6 +70,7 @@ impl Default for Options {
             queues: 1,
             engine: Engine::default(),
             limits: Limits::default(),
+            poll: Duration::ZERO,
         }
     }
 }
@@ -113,6 +117,7 @@ impl Block {
             stats: Arc::clone(&self.stats),
             throttle: self.throttle.clone(),
             ring: self.options.engine == Engine::IoUring,
+            poll: self.options.poll,
         };
         Worker::spawn(&**threads, Kind::Disk, name, move |stop| {
             if let Err(error) = service::serve(&setup, queue, &stop) {

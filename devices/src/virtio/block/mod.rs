@@ -9,6 +9,7 @@ mod device;
 pub mod disk;
 mod execute;
 mod flights;
+mod poll_window;
 mod pool;
 mod request;
 mod ring;

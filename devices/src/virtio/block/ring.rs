@@ -185,6 +185,12 @@ impl Ring {
         self.enter(1, timeout)
     }
 
+    /// Whether there is something for [`submit`](Self::submit) and [`completed`](Self::completed)
+    /// to find: as much of it as can be seen without a call.
+    pub(super) fn has_news(&mut self) -> bool {
+        self.ring.submission().taskrun() || !self.ring.completion().is_empty()
+    }
+
     /// Tells of each part that is completed: its request, and whether its bytes were moved. Where
     /// they were not, nobody knows which of them were.
     pub(super) fn completed(&mut self, mut tell: impl FnMut(usize, bool)) -> io::Result<()> {

@@ -13,6 +13,7 @@ use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK};
 
 use super::execute::{Context, Executor};
 use super::flights::{Flight, Flights};
+use super::poll_window::PollWindow;
 use super::pool::{Done, Pool};
 use super::request::{self, Operation};
 use super::ring::Ring;
@@ -30,8 +31,9 @@ const BATCH: usize = 64;
 /// Threads for what a ring cannot do, and for everything where there is none.
 const POOL_BESIDE_RING: usize = 4;
 const POOL_ALONE: usize = 16;
-/// How long to look out for the next request before going to sleep, if the last one came that soon.
-const EAGER: Duration = Duration::from_micros(50);
+/// More requests in flight than these are waited for asleep: there is always one that comes soon, and
+/// each that comes meanwhile makes the next batch longer.
+const POLLED: usize = 2;
 
 /// Why the device gave up.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +68,8 @@ pub(super) struct Setup {
     pub(super) throttle: Option<Arc<Mutex<Throttle>>>,
     /// Use io_uring if it can be had.
     pub(super) ring: bool,
+    /// The longest time to poll before sleeping.
+    pub(super) poll: Duration,
 }
 
 /// Serves `queue` until `stop` says so. What was begun is answered first.
@@ -85,10 +89,7 @@ pub(super) struct Service<'a> {
     pub(super) ring: Option<Ring>,
     pub(super) pool: Pool<'a>,
     pub(super) flights: Flights,
-    /// Something was completed that the driver was not told of.
-    unannounced: bool,
-    /// The last request came soon after the one before.
-    eager: bool,
+    polling: PollWindow,
     moved: Vec<(usize, bool)>,
     done: Vec<Done>,
 }
@@ -117,8 +118,7 @@ impl<'a> Service<'a> {
             ring,
             pool,
             flights: Flights::default(),
-            unannounced: false,
-            eager: false,
+            polling: PollWindow::new(setup.poll),
             moved: Vec::new(),
             done: Vec::new(),
         })
@@ -129,7 +129,7 @@ impl<'a> Service<'a> {
         while !self.stop.is_set() {
             let (begun, next) = self.begin_batch()?;
             let ended = self.collect()?;
-            self.announce()?;
+            self.queue.notify()?;
             // The signal of the end may be among what was collected: it does not come again.
             if !begun && !ended && !self.stop.is_set() {
                 self.sleep(&next)?;
@@ -143,7 +143,7 @@ impl<'a> Service<'a> {
                 self.wait(None)?;
             }
         }
-        self.announce()
+        Ok(self.queue.notify()?)
     }
 
     /// Begins what the driver has asked for: whether it was anything, and why it is not more.
@@ -255,41 +255,35 @@ impl<'a> Service<'a> {
     ) -> Result<(), Error> {
         status.write(&self.context.memory, 0, &[byte])?;
         // The queue keeps chains below 4 GiB.
-        self.queue.complete(chain, chain.writable.len() as u32)?;
-        self.unannounced = true;
-        Ok(())
-    }
-
-    /// Interrupts the driver, if anything was completed and it wants to know.
-    fn announce(&mut self) -> Result<(), Error> {
-        if std::mem::take(&mut self.unannounced) {
-            self.queue.notify()?;
-        }
-        Ok(())
+        Ok(self.queue.complete(chain, chain.writable.len() as u32)?)
     }
 
     /// Waits until there is something to do.
     fn sleep(&mut self, next: &Await) -> Result<(), Error> {
-        let idle = self.flights.is_empty();
         let timeout = match next {
-            Await::Request if idle && self.eager && self.look_out()? => return Ok(()),
-            Await::Request if self.queue.enable_doorbell()? => {
-                return Ok(self.queue.disable_doorbell()?);
-            }
-            Await::Request | Await::Nothing => None,
             Await::Time(delay) => Some(*delay),
+            Await::Request | Await::Nothing => None,
         };
+        let polled = timeout.is_none() && self.flights.len() <= POLLED;
         let begin = Instant::now();
-        self.wait(timeout)?;
-        self.eager = idle && begin.elapsed() < EAGER;
+        if polled && self.poll(next, begin)? {
+            return Ok(());
+        }
+        if !matches!(next, Await::Request) || !self.queue.enable_doorbell()? {
+            self.wait(timeout)?;
+        }
+        if polled {
+            self.polling.adapt(begin.elapsed());
+        }
         Ok(self.queue.disable_doorbell()?)
     }
 
-    /// Looks out for the next request for a short while.
-    fn look_out(&self) -> Result<bool, Error> {
-        let begin = Instant::now();
-        while begin.elapsed() < EAGER && !self.stop.is_set() {
-            if self.queue.has_available()? {
+    /// Looks for a request or a completion in memory for a while; whether there is one.
+    fn poll(&mut self, next: &Await, begin: Instant) -> Result<bool, Error> {
+        while begin.elapsed() < self.polling.len() {
+            let came = matches!(next, Await::Request) && self.queue.has_available()?;
+            // The ring tells of the pool and of `stop` too.
+            if came || self.ring.as_mut().is_some_and(Ring::has_news) || self.stop.is_set() {
                 return Ok(true);
             }
             std::hint::spin_loop();
