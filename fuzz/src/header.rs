@@ -1,5 +1,7 @@
 //! Any bytes, opened as an image.
 
+use cowshed_qcow::Plan;
+
 use crate::storage::{Bounded, open};
 
 /// Opens the bytes both ways and asks for a little; that they are no image is fine.
@@ -15,7 +17,9 @@ pub fn run(data: &[u8]) {
         for offset in [0, size / 2 / 512 * 512, size - len] {
             let _ = image.read(offset, &mut vec![0; len as usize]);
             let _ = image.plan_read(offset, len);
-            let _ = image.plan_write(offset, len);
+            if let Ok(Plan::Fill { fill, .. }) = image.plan_write(offset, len) {
+                let _ = image.commit(fill, false);
+            }
             let _ = image.write(offset, &vec![1; len as usize]);
             let _ = image.discard(offset, len);
         }

@@ -132,11 +132,16 @@ impl Request {
             },
             Kind::Planned(byte) => {
                 let data = vec![byte; len as usize];
-                if let Plan::Fast { extents, pin } = image.plan_write(offset, len)? {
-                    write_by(&extents, storage, &data);
-                    pins.push_back(pin);
-                } else {
-                    image.write(offset, &data)?;
+                match image.plan_write(offset, len)? {
+                    Plan::Fast { extents, pin } => {
+                        write_by(&extents, storage, &data);
+                        pins.push_back(pin);
+                    }
+                    Plan::Fill { extents, fill } => {
+                        write_by(&extents, storage, &data);
+                        image.commit(fill, true)?;
+                    }
+                    Plan::Slow => image.write(offset, &data)?,
                 }
                 if let Some(model) = expected {
                     model[offset as usize..][..data.len()].copy_from_slice(&data);

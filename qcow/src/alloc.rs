@@ -10,6 +10,9 @@ use crate::writing::Writing;
 /// Slices of refcounts that one allocation searches before it appends to the file.
 const SEARCH_SLICES: usize = 64;
 
+/// Bytes that the host is asked for at a time, before they are written.
+const RESERVED_AHEAD: std::ops::RangeInclusive<u64> = 1 << 20..=64 << 20;
+
 /// Entries have room for offsets of 56 bits.
 pub(crate) const MAX_HOST_OFFSET: u64 = 1 << 56;
 
@@ -63,6 +66,7 @@ impl Qcow2 {
                 self.add_block(writing, used.start, used.start)?;
             }
             tables.file_len = tables.file_len.max(end);
+            self.reserve_ahead(tables, writing);
             if used.start == writing.low {
                 writing.low = used.end;
             }
@@ -121,6 +125,20 @@ impl Qcow2 {
         writing.high = writing.high.max(row.end);
         tables.file_len = tables.file_len.max(row.end * self.geometry.cluster());
         Ok(Ok(row))
+    }
+
+    /// Asks for space ahead if the file has grown past what was asked for: as much again as it has,
+    /// within bounds.
+    fn reserve_ahead(&self, tables: &Tables, writing: &mut Writing) {
+        let len = tables.file_len;
+        if len <= writing.reserved {
+            return;
+        }
+        let more = len.clamp(*RESERVED_AHEAD.start(), *RESERVED_AHEAD.end());
+        let end = len.saturating_add(more).min(self.file_limit());
+        // Without, the host finds space write by write.
+        let reserved = self.host.storage.reserve(len, end.saturating_sub(len));
+        writing.reserved = if reserved.is_ok() { end } else { u64::MAX };
     }
 
     /// Metadata is counted as free: the image is corrupt.

@@ -121,7 +121,7 @@ pub use info::{EncryptionInfo, Info};
 pub use map::MapEntry;
 pub use options::OpenOptions;
 pub use pin::Pin;
-pub use plan::{Extent, Plan};
+pub use plan::{Extent, Fill, Plan};
 pub use resize::ResizeOptions;
 pub use snapshot::{NewSnapshot, Selector, Snapshot};
 pub use storage::{FileStorage, MemoryStorage, Storage};

@@ -1,6 +1,7 @@
 //! Where a request's bytes are, so that a caller with its own I/O can move them.
 
 use crate::pin::Pin;
+use crate::prepare::Prepared;
 
 /// A run of a request's bytes, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,12 +33,27 @@ pub enum Plan {
         /// Drop it after the last completion of the I/O.
         pin: Pin,
     },
-    /// Through [`Image::write`](crate::Image::write), which has nothing to read or transform for it:
-    /// whole subclusters get a place. That takes little longer than moving the bytes.
-    Brief,
+    /// Directly to these extents, as above, of which some nothing names yet: whole subclusters get a
+    /// place, and nothing has to be read for it.
+    Fill {
+        /// Where the bytes go, in the request's order.
+        extents: Vec<Extent>,
+        /// For [`Image::commit`](crate::Image::commit), after the last completion of the I/O.
+        fill: Fill,
+    },
     /// Through [`Image::read`](crate::Image::read) or [`Image::write`](crate::Image::write):
     /// there is something to allocate, to copy or to decompress, or a file has no descriptor.
     Slow,
+}
+
+/// Clusters that are being written and that the tables do not name yet. Who writes to them otherwise
+/// waits: it must come to [`Image::commit`](crate::Image::commit), whatever becomes of the I/O.
+#[derive(Debug)]
+#[must_use]
+pub struct Fill {
+    pub(crate) parts: Vec<Prepared>,
+    /// For what is overwritten in place beside.
+    pub(crate) _pin: Pin,
 }
 
 /// Appends an extent, merging it with its neighbour.

@@ -2,10 +2,12 @@
 
 use std::ops::Range;
 
+use crate::addr::Geometry;
 use crate::alloc::{Allocation, Blocked};
 use crate::entry::{self, Entry, Mapping, Standard};
 use crate::error::{Error, Result};
 use crate::pin::Pin;
+use crate::plan::{self, Extent, Fill};
 use crate::qcow2::{Qcow2, State, Tables};
 use crate::refcount::SECTOR_ENTRIES;
 use crate::sync::MutexGuard;
@@ -24,6 +26,7 @@ pub(crate) enum Step {
 }
 
 /// A run of guest clusters with the host clusters that they are going to have.
+#[derive(Debug)]
 pub(crate) struct Prepared {
     pub(crate) guest: Range<u64>,
     /// First byte of the host clusters.
@@ -40,6 +43,22 @@ pub(crate) struct Prepared {
     claim: Range<u64>,
     /// Bytes of the write that fall into the run.
     pub(crate) len: u64,
+}
+
+impl Prepared {
+    /// Where the file has the bytes of the write at `at` of the disk, which is in the first cluster.
+    fn place(&self, at: u64, geometry: Geometry) -> u64 {
+        self.host + geometry.within(at)
+    }
+
+    /// The host clusters that were allocated for it.
+    fn taken(&self, geometry: Geometry) -> Range<u64> {
+        let clusters = self.guest.end - self.guest.start;
+        match self.own {
+            true => 0..0,
+            false => geometry.span(self.host, clusters * geometry.cluster()),
+        }
+    }
 }
 
 impl Qcow2 {
@@ -83,58 +102,111 @@ impl Qcow2 {
 
     /// Decides what to do for the first part of a write, and allocates for it.
     pub(crate) fn prepare(&self, at: u64, len: u64) -> Result<Step> {
-        let geometry = self.geometry;
+        let len = self.within_one_table(at, len);
         let mut thorough = false;
         loop {
-            // No more than one L2 table, and of that no more than a few slices.
-            let l2_covers = geometry.l2_entries() * geometry.cluster();
-            let limit = (geometry.floor(at) + MAX_RUN.max(geometry.cluster()))
-                .min((at / l2_covers + 1).saturating_mul(l2_covers));
-            let len = len.min(limit - at);
-            let mut state = self.lock_to_change(&geometry.subclusters(at..at + len))?;
+            let mut state = self.lock_to_change(&self.geometry.subclusters(at..at + len))?;
             let (tables, writing) = self.split(&mut state)?;
-            let (way, len, ends) = self.first_run(tables, at, len)?;
-            let guest = geometry.span(at, len);
-            if let Way::InPlace(host) | Way::Own(host) = way {
-                let clusters = geometry.span(host, geometry.within(at) + len);
-                if let Some(hit) = self.find_table(writing, clusters) {
-                    return Err(self.overlaps(tables, hit));
-                }
-            }
-            self.mark_dirty(tables, writing, at..at + len)?;
-            let prepared = match way {
-                Way::InPlace(host) => {
-                    let host = host + geometry.within(at);
-                    return Ok(Step::InPlace {
-                        host,
-                        len,
-                        _pin: self.pins.pin(),
-                    });
-                }
-                Way::Own(host) => Ok(Prepared {
-                    guest,
-                    host,
-                    fresh: false,
-                    own: true,
-                    touch: self.touch(at..at + len, &ends),
-                    claim: geometry.subclusters(at..at + len),
-                    len,
-                }),
-                Way::Allocate => {
-                    self.prepare_new(tables, writing, at..at + len, &ends, thorough)?
-                }
-            };
-            match prepared {
-                Ok(prepared) => {
-                    writing.allocating.push(prepared.claim.clone());
-                    return Ok(Step::Fill(prepared));
-                }
+            match self.step(tables, writing, at, len, thorough)? {
+                Ok(step) => return Ok(step),
                 Err(blocked) => {
                     drop(state);
                     self.unblock(blocked, &mut thorough)?;
                 }
             }
         }
+    }
+
+    /// How much of a write is prepared at a time: no more than one L2 table maps, and no more than
+    /// a few slices of that do.
+    fn within_one_table(&self, at: u64, len: u64) -> u64 {
+        let geometry = self.geometry;
+        let l2_covers = geometry.l2_entries() * geometry.cluster();
+        let limit = (geometry.floor(at) + MAX_RUN.max(geometry.cluster()))
+            .min((at / l2_covers + 1).saturating_mul(l2_covers));
+        len.min(limit - at)
+    }
+
+    /// One attempt at [`prepare`](Self::prepare), where nobody else is at these bytes.
+    fn step(
+        &self,
+        tables: &mut Tables,
+        writing: &mut Writing,
+        at: u64,
+        len: u64,
+        thorough: bool,
+    ) -> Result<Result<Step, Blocked>> {
+        let geometry = self.geometry;
+        let (way, len, ends) = self.first_run(tables, at, len)?;
+        let guest = geometry.span(at, len);
+        if let Way::InPlace(host) | Way::Own(host) = way {
+            let clusters = geometry.span(host, geometry.within(at) + len);
+            if let Some(hit) = self.find_table(writing, clusters) {
+                return Err(self.overlaps(tables, hit));
+            }
+        }
+        self.mark_dirty(tables, writing, at..at + len)?;
+        let prepared = match way {
+            Way::InPlace(host) => {
+                let host = host + geometry.within(at);
+                return Ok(Ok(Step::InPlace {
+                    host,
+                    len,
+                    _pin: self.pins.pin(),
+                }));
+            }
+            Way::Own(host) => Ok(Prepared {
+                guest,
+                host,
+                fresh: false,
+                own: true,
+                touch: self.touch(at..at + len, &ends),
+                claim: geometry.subclusters(at..at + len),
+                len,
+            }),
+            Way::Allocate => self.prepare_new(tables, writing, at..at + len, &ends, thorough)?,
+        };
+        Ok(prepared.map(|prepared| {
+            writing.allocating.push(prepared.claim.clone());
+            Step::Fill(prepared)
+        }))
+    }
+
+    /// Prepares all of a write whose bytes can go to their places as they are; `None` if something
+    /// has to be done first.
+    pub(crate) fn plan_fill(
+        &self,
+        tables: &mut Tables,
+        writing: &mut Writing,
+        bytes: Range<u64>,
+    ) -> Result<Option<(Vec<Extent>, Fill)>> {
+        let mut extents = Vec::new();
+        let mut fill = Fill {
+            parts: Vec::new(),
+            _pin: self.pins.pin(),
+        };
+        let mut at = bytes.start;
+        while at < bytes.end {
+            let len = self.within_one_table(at, bytes.end - at);
+            let (offset, len) = match self.step(tables, writing, at, len, false) {
+                Ok(Ok(Step::InPlace { host, len, .. })) => (host, len),
+                Ok(Ok(Step::Fill(prepared))) => {
+                    let place = (prepared.place(at, self.geometry), prepared.len);
+                    fill.parts.push(prepared);
+                    place
+                }
+                stopped => {
+                    fill.parts
+                        .iter()
+                        .for_each(|part| self.let_go(writing, part));
+                    return stopped.map(|_| None);
+                }
+            };
+            let file = 0;
+            plan::push(&mut extents, Extent::File { file, offset, len });
+            at += len;
+        }
+        Ok(Some((extents, fill)))
     }
 
     /// Makes room for an allocation that was blocked, or fails.
@@ -233,36 +305,49 @@ impl Qcow2 {
         Ok(Ok(table))
     }
 
-    /// Commits clusters whose data is written, or gives them back if that failed.
-    pub(crate) fn finish(&self, prepared: &Prepared, filled: Result<()>) -> Result<()> {
+    /// Commits clusters whose data is written, or gives them back if it is not.
+    pub(crate) fn finish(&self, prepared: &Prepared, written: bool) -> Result<()> {
+        if written {
+            let taken = prepared.taken(self.geometry);
+            return self.end_claim(&prepared.claim, taken, Ok(()), |tables, writing| {
+                self.name(tables, writing, prepared)
+            });
+        }
+        if let Some(writing) = &mut self.state().writing {
+            self.let_go(writing, prepared);
+        }
+        self.notify();
+        Ok(())
+    }
+
+    /// Lets the tables name what is written.
+    fn name(&self, tables: &mut Tables, writing: &mut Writing, prepared: &Prepared) -> Result<()> {
         let cluster = self.geometry.cluster();
-        let clusters = prepared.guest.end - prepared.guest.start;
-        let taken = if prepared.own {
-            0..0
-        } else {
-            self.geometry.span(prepared.host, clusters * cluster)
-        };
-        self.end_claim(&prepared.claim, taken, filled, |tables, writing| {
-            let (mut guest, mut host) = (prepared.guest.start, prepared.host);
-            self.change(tables, writing, prepared.guest.clone(), &mut |old| {
-                let bits = self.geometry.touched(&prepared.touch, guest);
-                let (alloc, zero) = match old {
-                    Mapping::Standard(old) if prepared.own => (old.alloc | bits, old.zero & !bits),
-                    Mapping::Standard(old) => (bits, old.zero & !bits),
-                    Mapping::Compressed(_) => (bits, 0),
-                };
-                let new = Standard {
-                    host: Some(host),
-                    copied: true,
-                    alloc,
-                    zero,
-                };
-                guest += 1;
-                host += cluster;
-                let new = Mapping::Standard(new);
-                Some((new, if prepared.own { None } else { Some(old) }))
-            })
+        let (mut guest, mut host) = (prepared.guest.start, prepared.host);
+        self.change(tables, writing, prepared.guest.clone(), &mut |old| {
+            let bits = self.geometry.touched(&prepared.touch, guest);
+            let (alloc, zero) = match old {
+                Mapping::Standard(old) if prepared.own => (old.alloc | bits, old.zero & !bits),
+                Mapping::Standard(old) => (bits, old.zero & !bits),
+                Mapping::Compressed(_) => (bits, 0),
+            };
+            let new = Standard {
+                host: Some(host),
+                copied: true,
+                alloc,
+                zero,
+            };
+            guest += 1;
+            host += cluster;
+            let new = Mapping::Standard(new);
+            Some((new, if prepared.own { None } else { Some(old) }))
         })
+    }
+
+    /// Gives back what was prepared and is not going to be named.
+    fn let_go(&self, writing: &mut Writing, prepared: &Prepared) {
+        writing.drop_clusters(prepared.taken(self.geometry));
+        writing.end_claim(&prepared.claim);
     }
 
     /// Lets go of a claim: commits, or gives back the host clusters that were `taken` if that or
@@ -286,9 +371,7 @@ impl Qcow2 {
         if done.is_err() {
             writing.drop_clusters(taken);
         }
-        if let Some(at) = writing.allocating.iter().position(|c| c == claim) {
-            writing.allocating.swap_remove(at);
-        }
+        writing.end_claim(claim);
         drop(state);
         self.notify();
         done

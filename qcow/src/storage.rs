@@ -56,6 +56,11 @@ pub trait Storage: Send + Sync {
         }
         Ok(())
     }
+    /// Asks the host for a range's space before it is written, because that is cheaper than piece by
+    /// piece; length and content stay. Nothing follows from a failure.
+    fn reserve(&self, _offset: u64, _len: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
     /// Bytes that the host keeps for it: less than the length where it has holes.
     fn allocated(&self) -> io::Result<u64> {
         self.len()

@@ -7,14 +7,15 @@ use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::layer::{Layer, walk};
 use crate::pin::Pin;
-use crate::plan::{self, Extent, Plan};
+use crate::plan::{self, Extent, Fill, Plan};
 use crate::prepare::{Prepared, Step};
 use crate::qcow2::{Place, Qcow2};
 use crate::way::{Way, way};
 
 impl Image {
-    /// Where `len` bytes at `offset` can be overwritten in place: all of them must lie in clusters
-    /// of the top image that nothing else refers to.
+    /// Where `len` bytes at `offset` can be written: in place, where they lie in clusters of the top
+    /// image that nothing else refers to, or to clusters that are allocated for them. Nobody is
+    /// waited for, and nothing is read but tables.
     pub fn plan_write(&self, offset: u64, len: u64) -> Result<Plan> {
         self.check_range(offset, len)?;
         let Some(qcow2) = self.writable_top()? else {
@@ -43,8 +44,8 @@ impl Image {
         let (tables, writing) = qcow2.split(&mut state)?;
         let mut extents = Vec::new();
         let mut fast = true;
-        // Nobody is waited for, and no flush comes first.
-        let mut brief = !tables.l2.is_strained()
+        // No flush comes first, and no other allocation.
+        let mut whole = !tables.l2.is_strained()
             && !writing.is_strained()
             && !writing.is_allocating(&qcow2.geometry.subclusters(offset..offset + len));
         let mut overlap = None;
@@ -55,8 +56,8 @@ impl Image {
             at += len;
             let Way::InPlace(host) = way(mapping, touched) else {
                 fast = false;
-                brief &= qcow2.is_whole(bytes, mapping);
-                return brief;
+                whole &= qcow2.is_whole(bytes, mapping);
+                return whole;
             };
             overlap = qcow2.find_table(writing, qcow2.geometry.span(host, 1));
             plan::push(
@@ -75,12 +76,32 @@ impl Image {
         if fast {
             qcow2.mark_dirty(tables, writing, offset..offset + len)?;
         }
-        let pin = qcow2.pins.pin();
-        Ok(match (fast, brief) {
-            (true, _) => Plan::Fast { extents, pin },
-            (false, true) => Plan::Brief,
-            (false, false) => Plan::Slow,
-        })
+        if fast {
+            let pin = qcow2.pins.pin();
+            return Ok(Plan::Fast { extents, pin });
+        }
+        let filled = match whole {
+            true => qcow2.plan_fill(tables, writing, offset..offset + len)?,
+            false => None,
+        };
+        Ok(filled.map_or(Plan::Slow, |(extents, fill)| Plan::Fill { extents, fill }))
+    }
+
+    /// Lets the tables name what was written by a [plan](Plan::Fill), or gives its place back if
+    /// that failed. In either case nobody else waits for it any more.
+    ///
+    /// # Errors
+    /// The tables cannot be changed: the bytes are lost. If `written` is false there is none.
+    pub fn commit(&self, fill: Fill, written: bool) -> Result<()> {
+        let Some(qcow2) = self.writable_top()? else {
+            return Ok(());
+        };
+        let mut result = Ok(());
+        for part in &fill.parts {
+            result = result.and(qcow2.finish(part, written));
+        }
+        drop(fill);
+        result
     }
 
     /// Writes `buf` at `offset` of the disk.
@@ -116,7 +137,8 @@ impl Image {
                 Step::InPlace { host, .. } => qcow2.data.put(at, host, part)?,
                 Step::Fill(prepared) => {
                     let filled = self.fill(qcow2, &prepared, at, part);
-                    qcow2.finish(&prepared, filled)?;
+                    let written = filled.is_ok();
+                    filled.and(qcow2.finish(&prepared, written))?;
                 }
             }
             (at, rest) = (at + len, after);

@@ -49,6 +49,8 @@ pub(crate) struct Writing {
     pub(crate) low: u64,
     /// Everything from this cluster on is free, as far as is known.
     pub(crate) high: u64,
+    /// The host was asked for space up to this byte.
+    pub(crate) reserved: u64,
 }
 
 impl Writing {
@@ -87,6 +89,13 @@ impl Writing {
     /// the image's end, until they need the room, or for an operation that reads them in the file.
     pub(crate) fn defers_refcounts(&self) -> bool {
         self.lazy && !self.alone && !self.refcounts.blocks.is_strained()
+    }
+
+    /// Lets go of a claim; who waits for it must be told.
+    pub(crate) fn end_claim(&mut self, claim: &Range<u64>) {
+        if let Some(at) = self.allocating.iter().position(|other| other == claim) {
+            self.allocating.swap_remove(at);
+        }
     }
 
     pub(crate) fn is_allocating(&self, guest: &Range<u64>) -> bool {
@@ -130,6 +139,7 @@ impl Qcow2 {
             tracked: None,
             low: 1,
             high: self.geometry.clusters(tables.file_len),
+            reserved: 0,
         })
     }
 

@@ -14,8 +14,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use cowshed_qcow::{
-    CreateOptions, Extent, Format, Image, MemoryStorage, NewSnapshot, OpenOptions, Pin, Plan,
-    Selector, Storage, create,
+    CreateOptions, Extent, Format, Image, MemoryStorage, NewSnapshot, OpenOptions, Plan, Selector,
+    Storage, create,
 };
 use shuttle::rand::RngCore as _;
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
@@ -130,7 +130,13 @@ impl Disk {
             Plan::Fast { extents, pin } => self.follow(&extents, pin, |at, part| {
                 self.storage.write_at(at, &bytes[part]).unwrap();
             }),
-            Plan::Brief | Plan::Slow => self.image.write(offset, bytes).unwrap(),
+            Plan::Fill { extents, fill } => {
+                self.follow(&extents, (), |at, part| {
+                    self.storage.write_at(at, &bytes[part]).unwrap();
+                });
+                self.image.commit(fill, true).unwrap();
+            }
+            Plan::Slow => self.image.write(offset, bytes).unwrap(),
         }
     }
 
@@ -157,7 +163,7 @@ impl Disk {
     fn follow(
         &self,
         extents: &[Extent],
-        pin: Pin,
+        held: impl Sized,
         mut call: impl FnMut(u64, std::ops::Range<usize>),
     ) {
         let mut done = 0;
@@ -169,7 +175,7 @@ impl Disk {
             }
             done = part.end;
         }
-        drop(pin);
+        drop(held);
     }
 
     /// What is left after a power cut now, if nothing reaches the file but what a sync covers.

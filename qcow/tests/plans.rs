@@ -29,29 +29,32 @@ fn image(folder: &Path, options: &str, commands: &[&str]) -> Image {
 fn plan(image: &Image, offset: u64, len: u64) -> &'static str {
     match image.plan_write(offset, len).unwrap() {
         Plan::Fast { .. } => "fast",
-        Plan::Brief => "brief",
+        Plan::Fill { fill, .. } => {
+            image.commit(fill, false).unwrap();
+            "fill"
+        }
         Plan::Slow => "slow",
     }
 }
 
 #[test]
-fn whole_subclusters_are_brief_and_parts_of_them_slow() {
+fn whole_subclusters_are_filled_and_parts_of_them_slow() {
     if !have_qemu() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
     let disk = image(folder.path(), "cluster_size=128k,extended_l2=on", &[]);
-    assert_eq!(plan(&disk, 4096, 4096), "brief");
-    assert_eq!(plan(&disk, 4096, 5 * CLUSTER), "brief");
+    assert_eq!(plan(&disk, 4096, 4096), "fill");
+    assert_eq!(plan(&disk, 4096, 5 * CLUSTER), "fill");
     assert_eq!(plan(&disk, 4096, 512), "slow");
     assert_eq!(plan(&disk, 4096, 4608), "slow");
     disk.write(4096, &[1; 4096]).unwrap();
     assert_eq!(plan(&disk, 4096, 4096), "fast");
     assert_eq!(plan(&disk, 5120, 512), "fast");
     // The cluster is there, its next subcluster is not; the one after that is another cluster's.
-    assert_eq!(plan(&disk, 4096, 8192), "brief");
+    assert_eq!(plan(&disk, 4096, 8192), "fill");
     assert_eq!(plan(&disk, 7680, 1024), "slow");
-    assert_eq!(plan(&disk, CLUSTER - 4096, 8192), "brief");
+    assert_eq!(plan(&disk, CLUSTER - 4096, 8192), "fill");
     disk.close().unwrap();
     qemu_img(folder.path(), &["check", "-q", "disk"]);
 }
@@ -63,8 +66,8 @@ fn without_subclusters_whole_clusters_are_brief() {
     }
     let folder = tempfile::tempdir().unwrap();
     let disk = image(folder.path(), "cluster_size=128k", &[]);
-    assert_eq!(plan(&disk, 0, CLUSTER), "brief");
-    assert_eq!(plan(&disk, CLUSTER, 3 * CLUSTER), "brief");
+    assert_eq!(plan(&disk, 0, CLUSTER), "fill");
+    assert_eq!(plan(&disk, CLUSTER, 3 * CLUSTER), "fill");
     assert_eq!(plan(&disk, 0, 4096), "slow");
     assert_eq!(plan(&disk, 0, CLUSTER + 4096), "slow");
 }
@@ -83,7 +86,7 @@ fn what_others_refer_to_or_is_compressed_is_replaced_as_a_whole() {
     let disk = image(folder.path(), "cluster_size=128k,extended_l2=on", &commands);
     for offset in [0, CLUSTER] {
         assert_eq!(plan(&disk, offset, 4096), "slow");
-        assert_eq!(plan(&disk, offset, CLUSTER), "brief");
+        assert_eq!(plan(&disk, offset, CLUSTER), "fill");
     }
-    assert_eq!(plan(&disk, 2 * CLUSTER, 4096), "brief");
+    assert_eq!(plan(&disk, 2 * CLUSTER, 4096), "fill");
 }

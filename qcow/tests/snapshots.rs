@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use cowshed_qcow::{
     CreateOptions, Format, Image, KeyCost, MemoryStorage, NewEncryption, NewSnapshot, OpenOptions,
-    ResizeOptions, Secret, Selector, Storage, create,
+    Plan, ResizeOptions, Secret, Selector, Storage, create,
 };
 use support::check::check;
 use support::lab::{Lab, NAME, assert_sound, at, bytes_of, file, new_image, requests};
@@ -295,7 +295,10 @@ fn beside_requests_in_flight() {
                         5 => image.flush().unwrap(),
                         _ => {
                             let mut bytes = vec![0; CLUSTER];
-                            let _ = image.plan_write(own, CLUSTER as u64).unwrap();
+                            match image.plan_write(own, CLUSTER as u64).unwrap() {
+                                Plan::Fill { fill, .. } => image.commit(fill, false).unwrap(),
+                                Plan::Fast { .. } | Plan::Slow => {}
+                            }
                             image.read(own, &mut bytes).unwrap();
                             whole(&bytes);
                         }

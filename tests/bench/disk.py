@@ -187,7 +187,7 @@ def main():
 
     found = {}
     for name, variable, program, start in VMMS:
-        binary = os.environ.get(variable) or (program and shutil.which(program))
+        binary = os.environ.get(variable, program and shutil.which(program))
         if binary:
             found[name] = (binary, start)
         elif program:
@@ -207,7 +207,7 @@ def main():
                     # What one left in the page cache is not to be written out during another's turn.
                     os.sync()
                     try:
-                        command = start(binary, made[form], options.cache, kernel, f"bench {words} requests={requests}")
+                        command = start(binary, made[form], options.cache, kernel, f"bench {words} requests={requests} stay=1")
                         cycles, cpu, count, doorbell = measure(command)
                     except NoResult as error:
                         print(f"skipped: {case} of {name}: {error}", file=sys.stderr)

@@ -7,10 +7,15 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use rustix::fs::{FallocateFlags, copy_file_range, fallocate, ioctl_ficlone, seek};
+use rustix::fs::{
+    FallocateFlags, copy_file_range, fallocate, fstatfs, ioctl_ficlone, seek,
+};
 use rustix::io::Errno;
 
 use super::{Identity, Storage};
+
+/// `statfs.f_type` of a file system in memory (statfs(2)).
+const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
 
 static ZEROS: [u8; 65536] = [0; 65536];
 
@@ -21,6 +26,7 @@ pub struct FileStorage {
     /// The same file for callers that do their own I/O.
     handle: Option<File>,
     durable: bool,
+    reserves: bool,
     /// The error of the first sync that failed. The kernel has dropped what it could not write
     /// and would call the next sync a success, which is no sign that the data is there.
     failed: OnceLock<i32>,
@@ -36,6 +42,7 @@ impl FileStorage {
             file,
             handle: None,
             durable: true,
+            reserves: false,
             failed: OnceLock::new(),
             data: Mutex::default(),
         }
@@ -55,6 +62,17 @@ impl FileStorage {
     pub fn with_handle(self, handle: File) -> Self {
         FileStorage {
             handle: Some(handle),
+            ..self
+        }
+    }
+
+    /// Lets [`reserve`](Storage::reserve) ask the host for space, unless the file is in memory. Small
+    /// writes at random places cost less then, and those that never come cost space: that is for
+    /// a file that does not live long.
+    pub fn reserving(self) -> Self {
+        let in_memory = fstatfs(&self.file).is_ok_and(|fs| fs.f_type == TMPFS_MAGIC);
+        FileStorage {
+            reserves: !in_memory,
             ..self
         }
     }
@@ -137,6 +155,13 @@ impl Storage for FileStorage {
 
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
         fallocate(&self.file, FallocateFlags::empty(), offset, len).map_err(error)
+    }
+
+    fn reserve(&self, offset: u64, len: u64) -> io::Result<()> {
+        if !self.reserves {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        fallocate(&self.file, FallocateFlags::KEEP_SIZE, offset, len).map_err(error)
     }
 
     fn sync(&self) -> io::Result<()> {

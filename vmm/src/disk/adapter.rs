@@ -2,9 +2,10 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use cowshed_devices::virtio::block::disk::{Disk, Extent, Geometry, Plan};
-use cowshed_qcow::Image;
+use cowshed_qcow::{Fill, Image};
 
 use super::files::ALIGNMENT;
 use crate::config::{self, Cache};
@@ -17,7 +18,7 @@ const MAX_BLOCK_SIZE: u32 = 64 << 10;
 /// An image on the guest's bus.
 #[derive(Debug)]
 pub(super) struct ImageDisk {
-    image: Image,
+    image: Arc<Image>,
     geometry: Geometry,
     /// By file.
     alignment: Vec<u64>,
@@ -40,7 +41,7 @@ impl ImageDisk {
         });
         let alignment = alignment.collect();
         Self {
-            image,
+            image: Arc::new(image),
             geometry,
             alignment,
         }
@@ -48,6 +49,20 @@ impl ImageDisk {
 
     pub(super) fn image(&self) -> &Image {
         &self.image
+    }
+
+    fn plan(&self, plan: cowshed_qcow::Plan) -> Plan {
+        match plan {
+            cowshed_qcow::Plan::Slow => Plan::Slow,
+            cowshed_qcow::Plan::Fast { extents: at, pin } => Plan::Fast(extents(at), Box::new(pin)),
+            cowshed_qcow::Plan::Fill { extents: at, fill } => {
+                let mut filling = Filling {
+                    image: Arc::clone(&self.image),
+                    fill: Some(fill),
+                };
+                Plan::Fill(extents(at), Box::new(move || filling.end(true)))
+            }
+        }
     }
 }
 
@@ -65,11 +80,13 @@ impl Disk for ImageDisk {
     }
 
     fn plan_read(&self, offset: u64, len: u64) -> io::Result<Plan> {
-        self.image.plan_read(offset, len).map(plan).map_err(whole)
+        let plan = self.image.plan_read(offset, len).map_err(whole)?;
+        Ok(self.plan(plan))
     }
 
     fn plan_write(&self, offset: u64, len: u64) -> io::Result<Plan> {
-        self.image.plan_write(offset, len).map(plan).map_err(whole)
+        let plan = self.image.plan_write(offset, len).map_err(whole)?;
+        Ok(self.plan(plan))
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
@@ -98,19 +115,32 @@ fn whole(error: cowshed_qcow::Error) -> io::Error {
     io::Error::new(error.kind(), chain(&error))
 }
 
-fn plan(plan: cowshed_qcow::Plan) -> Plan {
-    match plan {
-        cowshed_qcow::Plan::Slow => Plan::Slow,
-        cowshed_qcow::Plan::Brief => Plan::Brief,
-        cowshed_qcow::Plan::Fast { extents, pin } => {
-            Plan::Fast(extents.into_iter().map(extent).collect(), Box::new(pin))
+/// A write to clusters that nothing names yet. Dropped, it gives them back.
+struct Filling {
+    image: Arc<Image>,
+    fill: Option<Fill>,
+}
+
+impl Filling {
+    fn end(&mut self, written: bool) -> io::Result<()> {
+        match self.fill.take() {
+            Some(fill) => self.image.commit(fill, written).map_err(whole),
+            None => Ok(()),
         }
     }
 }
 
-fn extent(extent: cowshed_qcow::Extent) -> Extent {
-    match extent {
+impl Drop for Filling {
+    fn drop(&mut self) {
+        // To give back changes nothing in the file.
+        let _ = self.end(false);
+    }
+}
+
+fn extents(extents: Vec<cowshed_qcow::Extent>) -> Vec<Extent> {
+    let extent = |extent| match extent {
         cowshed_qcow::Extent::File { file, offset, len } => Extent::File { file, offset, len },
         cowshed_qcow::Extent::Zero { len } => Extent::Zero { len },
-    }
+    };
+    extents.into_iter().map(extent).collect()
 }

@@ -54,7 +54,10 @@ pub(super) fn throwaway(
     let kept = new.try_clone().map_err(failed)?;
     // It dies with the run: nothing is gained by getting it to a disk.
     let storage = for_guest(new, Use::Write, Cache::Unsafe).map_err(failed)?;
-    let storage = Arc::new(storage);
+    let storage = Arc::new(match keep {
+        Some(_) => storage,
+        None => storage.reserving(),
+    });
     let name = match keep {
         Some(keep) => backing_name(&base.path, keep)?,
         // Nobody will ever look for it.

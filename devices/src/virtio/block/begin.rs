@@ -1,12 +1,13 @@
 //! How a request is begun: who does it.
 
-use super::disk::{Extent, Pin, Plan};
+use super::disk::{Commit, Extent, Pin, Plan};
 use super::execute::Context;
 use super::flights::Flight;
 use super::request::{self, Operation};
 use super::ring::Target;
 use super::service::{Error, Service};
 use super::transfer::{self, Direction};
+use crate::virtio::buffers::Buffers;
 use crate::virtio::queue::Chain;
 
 impl Service<'_> {
@@ -27,14 +28,19 @@ impl Service<'_> {
             status: request.status,
             operation: None,
             pin: None,
+            commit: None,
             parts: 0,
             failed: false,
         });
         let Some((direction, offset, data)) = operation.bytes() else {
             return self.block(at, operation);
         };
-        let through = direction == Direction::Write && self.context.write_through;
-        if through || data.len() > transfer::CHUNK {
+        let write = direction == Direction::Write;
+        if write && self.context.write_through || data.len() > transfer::CHUNK {
+            return self.block(at, operation);
+        }
+        // What is planned for a write is to be done so: who allocates in vain gives back.
+        if write && !self.can_write_at_once(offset, data) {
             return self.block(at, operation);
         }
         let plan = match direction {
@@ -42,13 +48,23 @@ impl Service<'_> {
             Direction::Write => disk.plan_write(offset, data.len()),
         };
         match plan {
-            Ok(Plan::Fast(extents, pin)) => self.transfer(at, operation, &extents, pin),
-            Ok(Plan::Brief) => {
-                let result = self.executor.transfer.write_by_buffer(offset, data);
-                self.end(at, &operation, result)
+            Ok(Plan::Fast(extents, pin)) => {
+                self.transfer(at, operation, &extents, (Some(pin), None))
+            }
+            Ok(Plan::Fill(extents, commit)) => {
+                self.transfer(at, operation, &extents, (None, Some(commit)))
             }
             Ok(Plan::Slow) => self.block(at, operation),
             Err(error) => self.end(at, &operation, Err(error)),
+        }
+    }
+
+    /// Whether the page cache takes a write, or the ring does.
+    fn can_write_at_once(&self, offset: u64, data: &Buffers) -> bool {
+        let disk = &*self.context.disk;
+        match disk.alignment(0) {
+            1 => true,
+            unit => self.ring.is_some() && transfer::fits(unit, offset, data),
         }
     }
 
@@ -58,7 +74,7 @@ impl Service<'_> {
         at: usize,
         operation: Operation,
         extents: &[Extent],
-        pin: Pin,
+        (pin, commit): (Option<Pin>, Option<Commit>),
     ) -> Result<(), Error> {
         let disk = &*self.context.disk;
         let Some((direction, _, data)) = operation.bytes() else {
@@ -79,7 +95,8 @@ impl Service<'_> {
                 let transfer = &self.executor.transfer;
                 let moved = transfer.move_extents(extents, data, direction, flags);
                 if flags == 0 || moved.is_ok() {
-                    return self.end(at, &operation, moved);
+                    let done = moved.and_then(|()| commit.map_or(Ok(()), |commit| commit()));
+                    return self.end(at, &operation, done);
                 }
             }
         }
@@ -88,10 +105,11 @@ impl Service<'_> {
             .as_ref()
             .map(|ring| (ring.files(), ring.has_room(extents.len())));
         let Some((files, true)) = ring.filter(|_| transfer::aligned(disk, extents, data)) else {
+            drop(commit);
             return self.block(at, operation);
         };
         match transfer::check(extents, files, data.len(), direction) {
-            Ok(()) => self.launch(at, operation, extents, pin),
+            Ok(()) => self.launch(at, operation, extents, (pin, commit)),
             Err(error) => self.end(at, &operation, Err(error)),
         }
     }
@@ -102,7 +120,7 @@ impl Service<'_> {
         at: usize,
         operation: Operation,
         extents: &[Extent],
-        pin: Pin,
+        (pin, commit): (Option<Pin>, Option<Commit>),
     ) -> Result<(), Error> {
         let (Some(ring), Some((direction, _, data))) = (&mut self.ring, operation.bytes()) else {
             return self.block(at, operation);
@@ -130,7 +148,7 @@ impl Service<'_> {
         }
         if let Some(flight) = self.flights.get_mut(at) {
             flight.operation = Some(operation);
-            flight.pin = Some(pin);
+            (flight.pin, flight.commit) = (pin, commit);
             flight.parts = parts;
         }
         Ok(())

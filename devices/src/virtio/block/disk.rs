@@ -50,14 +50,18 @@ impl Extent {
 /// completion of the plan's I/O.
 pub type Pin = Box<dyn Any + Send>;
 
+/// To be called after the last completion of a plan's I/O if that wrote all bytes; it is dropped if
+/// not. It may change tables, and an error means that the bytes are lost.
+pub type Commit = Box<dyn FnOnce() -> io::Result<()> + Send>;
+
 /// How a request's bytes can be moved.
 pub enum Plan {
     /// Directly between guest memory and these extents, which cover the request exactly.
     Fast(Vec<Extent>, Pin),
-    /// Through [`Disk::write`], which takes little longer than moving the bytes: nothing has to be
-    /// read for it.
-    Brief,
-    /// Through [`Disk::read`] or [`Disk::write`]: allocation, copy on write, compression.
+    /// The same for a write to a place that the disk has no name for yet: nobody reads there until
+    /// [`Commit`] is called.
+    Fill(Vec<Extent>, Commit),
+    /// Through [`Disk::read`] or [`Disk::write`]: copy on write, compression.
     Slow,
 }
 
@@ -78,8 +82,8 @@ pub trait Disk: Send + Sync {
     }
     /// Where `len` bytes at `offset` are to be read from.
     fn plan_read(&self, offset: u64, len: u64) -> io::Result<Plan>;
-    /// Where `len` bytes at `offset` can be overwritten in place; `Slow` if anything must be
-    /// allocated or transformed.
+    /// Where `len` bytes at `offset` can be written; `Slow` if anything must be read or transformed
+    /// for it. All extents are of the first of [`files`](Self::files).
     fn plan_write(&self, offset: u64, len: u64) -> io::Result<Plan>;
     /// Reads by way of a buffer.
     fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;

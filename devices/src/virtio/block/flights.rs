@@ -1,6 +1,6 @@
 //! Requests that were begun and are not answered yet.
 
-use super::disk::Pin;
+use super::disk::{Commit, Pin};
 use super::request::Operation;
 use crate::virtio::buffers::Buffers;
 use crate::virtio::queue::Chain;
@@ -14,6 +14,8 @@ pub(super) struct Flight {
     pub(super) operation: Option<Operation>,
     /// Keeps what the ring reads or writes from being freed.
     pub(super) pin: Option<Pin>,
+    /// Names what the ring writes.
+    pub(super) commit: Option<Commit>,
     /// Parts that the ring has to move yet.
     pub(super) parts: usize,
     /// The ring has failed at a part.

@@ -85,10 +85,11 @@ pub(super) struct Service<'a> {
     stop: &'a Stop,
     pub(super) queue: VirtQueue,
     pub(super) executor: Executor<'a>,
-    // These end before the pins in `flights`: dropping them waits for what they are at.
+    // In this order: dropping the ring waits for what it is at, by what the flights hold; dropping
+    // the pool does so too, and its threads may be waiting for what a flight is to commit.
     pub(super) ring: Option<Ring>,
-    pub(super) pool: Pool<'a>,
     pub(super) flights: Flights,
+    pub(super) pool: Pool<'a>,
     polling: PollWindow,
     moved: Vec<(usize, bool)>,
     done: Vec<Done>,
@@ -208,10 +209,17 @@ impl<'a> Service<'a> {
         }
         let failed = std::mem::take(&mut flight.failed);
         flight.pin = None;
+        let commit = flight.commit.take();
         match flight.operation.take() {
             // The blocking calls go on after short ones, and find out what the error is.
-            Some(operation) if failed => self.block(at, operation),
-            Some(operation) => self.end(at, &operation, Ok(())),
+            Some(operation) if failed => {
+                drop(commit);
+                self.block(at, operation)
+            }
+            Some(operation) => {
+                let done = commit.map_or(Ok(()), |commit| commit());
+                self.end(at, &operation, done)
+            }
             None => Ok(()),
         }
     }

@@ -54,13 +54,23 @@ impl<'a> Transfer<'a> {
     /// Writes all of `data` to the disk at `offset`.
     pub(super) fn write(&mut self, offset: u64, data: &Buffers) -> io::Result<()> {
         self.chunks(offset, data, |this, offset, part| {
+            if !fits(this.disk.alignment(0), offset, part) {
+                return this.write_by_buffer(offset, part);
+            }
             match this.disk.plan_write(offset, part.len())? {
                 Plan::Fast(extents, pin) if aligned(this.disk, &extents, part) => {
                     let result = this.move_extents(&extents, part, Direction::Write, 0);
                     drop(pin);
                     result
                 }
-                _ => this.write_by_buffer(offset, part),
+                Plan::Fill(extents, commit) if aligned(this.disk, &extents, part) => {
+                    this.move_extents(&extents, part, Direction::Write, 0)?;
+                    commit()
+                }
+                other => {
+                    drop(other);
+                    this.write_by_buffer(offset, part)
+                }
             }
         })
     }
@@ -90,8 +100,7 @@ impl<'a> Transfer<'a> {
         Ok(())
     }
 
-    /// Writes at most [`CHUNK`] bytes that no plan says how to move.
-    pub(super) fn write_by_buffer(&mut self, offset: u64, data: &Buffers) -> io::Result<()> {
+    fn write_by_buffer(&mut self, offset: u64, data: &Buffers) -> io::Result<()> {
         self.bounce.resize(data.len() as usize, 0);
         data.read(self.memory, 0, &mut self.bounce)
             .map_err(io::Error::other)?;
@@ -152,6 +161,12 @@ pub(super) fn alignment(disk: &dyn Disk, extents: &[Extent]) -> u64 {
         Extent::Zero { .. } => 1,
     };
     extents.iter().map(of).max().unwrap_or(1)
+}
+
+/// Whether a file that wants multiples of `unit` may take `data` at `offset` of the disk as it is.
+pub(super) fn fits(unit: u64, offset: u64, data: &Buffers) -> bool {
+    let mask = unit.saturating_sub(1);
+    mask == 0 || (offset | data.len()) & mask == 0 && data.is_aligned(mask)
 }
 
 /// Whether the disk's files take I/O between these extents and `data` as it is. What they do not
