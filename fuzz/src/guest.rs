@@ -107,11 +107,11 @@ impl Disk for MemoryDisk {
         vec![self.file.as_fd()]
     }
 
-    fn plan_read(&self, offset: u64, len: u64) -> io::Result<Plan> {
+    fn plan_read(&self, offset: u64, len: u64, _: bool) -> io::Result<Plan> {
         Ok(Self::plan(offset, len))
     }
 
-    fn plan_write(&self, offset: u64, len: u64) -> io::Result<Plan> {
+    fn plan_write(&self, offset: u64, len: u64, _: bool) -> io::Result<Plan> {
         Ok(Self::plan(offset, len))
     }
 

@@ -17,6 +17,8 @@ pub(crate) struct Cache {
     hand: usize,
     /// Slots that are dirty or in transit.
     unclean: usize,
+    /// Slices that are being read without the lock, each until something else becomes of it.
+    loading: Vec<u64>,
 }
 
 #[derive(Debug)]
@@ -45,11 +47,33 @@ impl Cache {
             index: HashMap::new(),
             hand: 0,
             unclean: 0,
+            loading: Vec::new(),
         }
     }
 
     pub(crate) fn slice_bytes(&self) -> usize {
         self.slice_bytes
+    }
+
+    pub(crate) fn contains(&self, offset: u64) -> bool {
+        self.index.contains_key(&offset)
+    }
+
+    /// Someone is going to read a slice from the file, while others use the cache.
+    pub(crate) fn begin_load(&mut self, offset: u64) {
+        self.loading.push(offset);
+    }
+
+    /// Adds what was read since [`begin_load`](Self::begin_load), unless the slice was added or
+    /// forgotten meanwhile: then it may be older than the file.
+    pub(crate) fn end_load(&mut self, offset: u64, bytes: Option<Vec<u8>>) {
+        let Some(at) = self.loading.iter().position(|&other| other == offset) else {
+            return;
+        };
+        self.loading.swap_remove(at);
+        if let Some(bytes) = bytes {
+            self.insert(offset, bytes);
+        }
     }
 
     /// The slice at `offset`, if it is here.
@@ -71,6 +95,7 @@ impl Cache {
     /// Adds a clean slice, as it was read from the file. Where every slot is dirty the cache
     /// grows past its bound: its user flushes before that is much.
     pub(crate) fn insert(&mut self, offset: u64, bytes: Vec<u8>) {
+        self.loading.retain(|&other| other != offset);
         let slot = Slot {
             offset,
             bytes,
@@ -111,6 +136,8 @@ impl Cache {
     /// Forgets what lies in a range of the file, because the range is about to become something
     /// else: nothing there is dirty, or it does not matter any more.
     pub(crate) fn forget(&mut self, offset: u64, len: u64) {
+        self.loading
+            .retain(|at| !(offset..offset + len).contains(at));
         for at in (offset..offset + len).step_by(self.slice_bytes) {
             if let Some(slot) = self.index.remove(&at).and_then(|i| self.slots.get_mut(i)) {
                 self.unclean -= usize::from(!slot.clean());
@@ -170,6 +197,28 @@ mod tests {
         }
         assert_eq!(cache.slots.len(), 8);
         assert_eq!(cache.get(99 * 512).unwrap()[0], 99);
+    }
+
+    #[test]
+    fn what_is_loaded_too_late_is_not_kept() {
+        let mut cache = Cache::new(512, 512 * 4);
+        let old = || Some(vec![1; 512]);
+        cache.begin_load(0);
+        cache.end_load(0, old());
+        assert_eq!(cache.get(0).unwrap()[0], 1);
+        cache.begin_load(512);
+        cache.begin_load(512);
+        cache.insert(512, vec![2; 512]);
+        cache.end_load(512, old());
+        cache.end_load(512, old());
+        assert_eq!(cache.get(512).unwrap()[0], 2);
+        cache.begin_load(1024);
+        cache.forget(512, 1024);
+        cache.end_load(1024, old());
+        assert!(!cache.contains(512) && !cache.contains(1024));
+        cache.begin_load(1536);
+        cache.end_load(1536, None);
+        assert!(!cache.contains(1536) && cache.loading.is_empty());
     }
 
     #[test]

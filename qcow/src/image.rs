@@ -7,11 +7,11 @@ use std::sync::Arc;
 use crate::chain::{self, Budget, Format, Opener};
 use crate::decompressed::Decompressed;
 use crate::error::{Error, Reference, Result};
-use crate::layer::{Layer, walk};
+use crate::layer::{Layer, walk, walk_with};
 use crate::options::OpenOptions;
 use crate::pin::Pin;
 use crate::plan::{self, Extent, Plan};
-use crate::qcow2::Place;
+use crate::qcow2::{Load, Place};
 use crate::reference::Link;
 use crate::storage::{Identity, Storage};
 
@@ -199,11 +199,20 @@ impl Image {
 
     /// Where `len` bytes at `offset` are to be read from. Tables may be loaded from disk.
     pub fn plan_read(&self, offset: u64, len: u64) -> Result<Plan> {
+        self.plan_read_with(offset, len, Load::Now)
+    }
+
+    /// The same, but [`Plan::Slow`] where a table would have to be loaded.
+    pub fn plan_read_at_once(&self, offset: u64, len: u64) -> Result<Plan> {
+        self.plan_read_with(offset, len, Load::Never)
+    }
+
+    fn plan_read_with(&self, offset: u64, len: u64, load: Load) -> Result<Plan> {
         self.check_range(offset, len)?;
         let pin = self.pin();
         let mut extents = Vec::new();
         let mut fast = true;
-        walk(&self.layers, offset, len, &mut |file, run| {
+        let known = walk_with(&self.layers, offset, len, load, &mut |file, run| {
             let len = run.len;
             match run.place {
                 Place::Data(offset) => {
@@ -215,7 +224,7 @@ impl Image {
             }
             Ok(())
         })?;
-        Ok(if fast {
+        Ok(if fast && known {
             Plan::Fast { extents, pin }
         } else {
             Plan::Slow

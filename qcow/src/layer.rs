@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::error::{Result, Violation};
 use crate::host::Host;
-use crate::qcow2::{Place, Qcow2, Run};
+use crate::qcow2::{Load, Place, Qcow2, Run};
 use crate::reference::Link;
 use crate::storage::Storage;
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -145,28 +145,40 @@ impl Layer {
     }
 
     /// `offset..offset + len` lies inside [`size`](Self::size).
-    fn resolve(&self, offset: u64, len: u64, runs: &mut Vec<Run>) -> Result<()> {
+    fn resolve(&self, offset: u64, len: u64, load: Load, runs: &mut Vec<Run>) -> Result<bool> {
         match self {
-            Layer::Qcow2(qcow2) => qcow2.resolve(offset, len, runs),
+            Layer::Qcow2(qcow2) => qcow2.resolve(offset, len, load, runs),
             Layer::Raw(_) => {
                 runs.push(Run {
                     len,
                     place: Place::Data(offset),
                 });
-                Ok(())
+                Ok(true)
             }
         }
     }
 }
 
 /// Visits where a range of the disk is, in order: the layer's index, and the run there. What no
-/// layer has comes as [`Place::Zero`]. Does not recurse, so that no chain is too deep for a stack.
+/// layer has comes as [`Place::Zero`].
 pub(crate) fn walk(
     layers: &[Layer],
     offset: u64,
     len: u64,
     visit: &mut dyn FnMut(usize, Run) -> Result<()>,
 ) -> Result<()> {
+    walk_with(layers, offset, len, Load::Now, visit).map(drop)
+}
+
+/// The same. Whether it came to the end: it stops where tables must not be loaded. Does not recurse,
+/// so that no chain is too deep for a stack.
+pub(crate) fn walk_with(
+    layers: &[Layer],
+    offset: u64,
+    len: u64,
+    load: Load,
+    visit: &mut dyn FnMut(usize, Run) -> Result<()>,
+) -> Result<bool> {
     /// A run of a layer, or, if `place` is `Below`, a range that the layer is still to be asked.
     struct Todo {
         layer: usize,
@@ -211,7 +223,9 @@ pub(crate) fn walk(
             continue;
         };
         runs.clear();
-        layer.resolve(offset, inside, &mut runs)?;
+        if !layer.resolve(offset, inside, load, &mut runs)? {
+            return Ok(false);
+        }
         let mut end = offset + inside;
         for &run in runs.iter().rev() {
             end -= run.len;
@@ -227,5 +241,5 @@ pub(crate) fn walk(
             });
         }
     }
-    Ok(())
+    Ok(true)
 }

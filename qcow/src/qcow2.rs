@@ -22,6 +22,9 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard, Signal};
 use crate::writing::Writing;
 
+/// L2 slices that are loaded for a request without the lock: as many as one of common length has.
+const LOADED_AHEAD: usize = 8;
+
 /// One open qcow2 file.
 pub(crate) struct Qcow2 {
     pub(crate) host: Host,
@@ -61,6 +64,13 @@ pub(crate) struct Tables {
     pub(crate) file_len: u64,
     /// Why nothing is written any more.
     pub(crate) stopped: Option<String>,
+}
+
+/// What becomes of tables that are not in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Load {
+    Now,
+    Never,
 }
 
 /// A run of guest bytes and where one file has them.
@@ -220,9 +230,18 @@ impl Qcow2 {
         self.changed.notify_all();
     }
 
-    /// Appends where the file has a range of the disk; neighbours are merged.
-    pub(crate) fn resolve(&self, offset: u64, len: u64, runs: &mut Vec<Run>) -> Result<()> {
-        let mut state = self.state();
+    /// Appends where the file has a range of the disk; neighbours are merged. Whether the tables
+    /// for it were in memory, if they are not to be loaded.
+    pub(crate) fn resolve(
+        &self,
+        offset: u64,
+        len: u64,
+        load: Load,
+        runs: &mut Vec<Run>,
+    ) -> Result<bool> {
+        let Some(mut state) = self.state_with(offset, len, load)? else {
+            return Ok(false);
+        };
         self.mappings(
             &mut state.tables,
             offset,
@@ -255,7 +274,61 @@ impl Qcow2 {
                 }
                 true
             },
-        )
+        )?;
+        Ok(true)
+    }
+
+    /// The lock, with the L2 slices of a range in memory; `None` if they are not and must not be
+    /// loaded. They are read while others have the lock; but of a long range, which no guest asks
+    /// for, only the first few are.
+    pub(crate) fn state_with(
+        &self,
+        offset: u64,
+        len: u64,
+        load: Load,
+    ) -> Result<Option<MutexGuard<'_, State>>> {
+        let (mut at, end) = (offset, offset + len);
+        let mut state = self.state();
+        for _ in 0..LOADED_AHEAD {
+            let Some(slice) = self.next_missing(&state.tables, &mut at, end)? else {
+                break;
+            };
+            if load == Load::Never {
+                return Ok(None);
+            }
+            state.tables.l2.begin_load(slice);
+            drop(state);
+            let mut bytes = vec![0; self.geometry.slice() as usize];
+            let read = self.host.read(slice, &mut bytes);
+            state = self.state();
+            let bytes = read.is_ok().then_some(bytes);
+            state.tables.l2.end_load(slice, bytes);
+            read?;
+        }
+        Ok(Some(state))
+    }
+
+    /// The next L2 slice of a range that is not in memory; the range goes on after it then.
+    fn next_missing(&self, tables: &Tables, at: &mut u64, end: u64) -> Result<Option<u64>> {
+        let geometry = self.geometry;
+        let mapped = |entries: u64| entries * geometry.cluster();
+        let (by_slice, by_table) = (
+            mapped(geometry.slice() / geometry.l2_entry()),
+            mapped(geometry.l2_entries()),
+        );
+        while *at < end {
+            let (index, within) = geometry.l1_index(*at);
+            let Some((table, _)) = self.l2_table(tables, index)? else {
+                *at = (*at / by_table + 1).saturating_mul(by_table);
+                continue;
+            };
+            *at = (*at / by_slice + 1).saturating_mul(by_slice);
+            let slice = table + within - within % geometry.slice();
+            if !tables.l2.contains(slice) {
+                return Ok(Some(slice));
+            }
+        }
+        Ok(None)
     }
 
     /// Visits the clusters of a range in order, each with the part of it that the range covers:

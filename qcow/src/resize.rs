@@ -12,7 +12,7 @@ use crate::create::Preallocation;
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::layer::{Layer, Raw};
-use crate::qcow2::{Place, Qcow2};
+use crate::qcow2::{Load, Place, Qcow2};
 
 /// How to change a disk's size.
 #[derive(Clone, Copy, Debug, Default)]
@@ -75,7 +75,7 @@ impl Image {
     /// Makes the rest of a cluster, from a disk's end on, read as zeros once it is part of a disk.
     fn zero_tail(&self, qcow2: &Qcow2, tail: Range<u64>) -> Result<()> {
         let mut runs = Vec::new();
-        qcow2.resolve(tail.start, tail.end - tail.start, &mut runs)?;
+        qcow2.resolve(tail.start, tail.end - tail.start, Load::Now, &mut runs)?;
         let below = self.layers.get(1).map_or(0, Layer::size) > tail.start;
         let zeros = runs.iter().all(|run| match run.place {
             Place::Zero => true,

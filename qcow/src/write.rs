@@ -9,14 +9,23 @@ use crate::layer::{Layer, walk};
 use crate::pin::Pin;
 use crate::plan::{self, Extent, Fill, Plan};
 use crate::prepare::{Prepared, Step};
-use crate::qcow2::{Place, Qcow2};
+use crate::qcow2::{Load, Place, Qcow2};
 use crate::way::{Way, way};
 
 impl Image {
     /// Where `len` bytes at `offset` can be written: in place, where they lie in clusters of the top
-    /// image that nothing else refers to, or to clusters that are allocated for them. Nobody is
-    /// waited for, and nothing is read but tables.
+    /// image that nothing else refers to, or to clusters that are allocated for them. No other write
+    /// is waited for, and nothing is read but tables.
     pub fn plan_write(&self, offset: u64, len: u64) -> Result<Plan> {
+        self.plan_write_with(offset, len, Load::Now)
+    }
+
+    /// The same, but [`Plan::Slow`] where a table would have to be loaded.
+    pub fn plan_write_at_once(&self, offset: u64, len: u64) -> Result<Plan> {
+        self.plan_write_with(offset, len, Load::Never)
+    }
+
+    fn plan_write_with(&self, offset: u64, len: u64, load: Load) -> Result<Plan> {
         self.check_range(offset, len)?;
         let Some(qcow2) = self.writable_top()? else {
             let extents = vec![Extent::File {
@@ -37,7 +46,9 @@ impl Image {
         if !qcow2.data.is_direct() {
             return Ok(Plan::Slow);
         }
-        let mut state = qcow2.state();
+        let Some(mut state) = qcow2.state_with(offset, len, load)? else {
+            return Ok(Plan::Slow);
+        };
         while qcow2.split(&mut state)?.1.alone {
             state = qcow2.wait(state);
         }

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::header::MAX_L1_BYTES;
 use crate::image::Image;
 use crate::layer::Layer;
-use crate::qcow2::{Place, Qcow2};
+use crate::qcow2::{Load, Place, Qcow2};
 
 impl Image {
     /// Writes `buf` at `offset` of the VM state, for the next
@@ -91,7 +91,7 @@ impl Image {
     /// Reads what the top image has at a guest offset, behind the disk.
     fn read_behind(&self, qcow2: &Qcow2, offset: u64, buf: &mut [u8]) -> Result<()> {
         let mut runs = Vec::new();
-        qcow2.resolve(offset, buf.len() as u64, &mut runs)?;
+        qcow2.resolve(offset, buf.len() as u64, Load::Now, &mut runs)?;
         let (mut at, mut rest) = (offset, buf);
         for run in runs {
             let (part, after) = rest.split_at_mut(run.len as usize);

@@ -79,14 +79,20 @@ impl Disk for ImageDisk {
         self.alignment.get(file).copied().unwrap_or(ALIGNMENT)
     }
 
-    fn plan_read(&self, offset: u64, len: u64) -> io::Result<Plan> {
-        let plan = self.image.plan_read(offset, len).map_err(whole)?;
-        Ok(self.plan(plan))
+    fn plan_read(&self, offset: u64, len: u64, can_wait: bool) -> io::Result<Plan> {
+        let plan = match can_wait {
+            true => self.image.plan_read(offset, len),
+            false => self.image.plan_read_at_once(offset, len),
+        };
+        Ok(self.plan(plan.map_err(whole)?))
     }
 
-    fn plan_write(&self, offset: u64, len: u64) -> io::Result<Plan> {
-        let plan = self.image.plan_write(offset, len).map_err(whole)?;
-        Ok(self.plan(plan))
+    fn plan_write(&self, offset: u64, len: u64, can_wait: bool) -> io::Result<Plan> {
+        let plan = match can_wait {
+            true => self.image.plan_write(offset, len),
+            false => self.image.plan_write_at_once(offset, len),
+        };
+        Ok(self.plan(plan.map_err(whole)?))
     }
 
     fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {

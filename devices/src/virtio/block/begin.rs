@@ -44,8 +44,8 @@ impl Service<'_> {
             return self.block(at, operation);
         }
         let plan = match direction {
-            Direction::Read => disk.plan_read(offset, data.len()),
-            Direction::Write => disk.plan_write(offset, data.len()),
+            Direction::Read => disk.plan_read(offset, data.len(), false),
+            Direction::Write => disk.plan_write(offset, data.len(), false),
         };
         match plan {
             Ok(Plan::Fast(extents, pin)) => {

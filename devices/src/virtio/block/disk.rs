@@ -80,11 +80,12 @@ pub trait Disk: Send + Sync {
     fn alignment(&self, _file: usize) -> u64 {
         1
     }
-    /// Where `len` bytes at `offset` are to be read from.
-    fn plan_read(&self, offset: u64, len: u64) -> io::Result<Plan>;
+    /// Where `len` bytes at `offset` are to be read from. `Slow` also where that has to be loaded
+    /// first, unless the caller can wait.
+    fn plan_read(&self, offset: u64, len: u64, can_wait: bool) -> io::Result<Plan>;
     /// Where `len` bytes at `offset` can be written; `Slow` if anything must be read or transformed
-    /// for it. All extents are of the first of [`files`](Self::files).
-    fn plan_write(&self, offset: u64, len: u64) -> io::Result<Plan>;
+    /// for it. All extents are of the first of [`files`](Self::files). The rest is as with reads.
+    fn plan_write(&self, offset: u64, len: u64, can_wait: bool) -> io::Result<Plan>;
     /// Reads by way of a buffer.
     fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
     /// Writes by way of a buffer.

@@ -40,7 +40,7 @@ impl<'a> Transfer<'a> {
     /// Reads the disk at `offset` into all of `data`.
     pub(super) fn read(&mut self, offset: u64, data: &Buffers) -> io::Result<()> {
         self.chunks(offset, data, |this, offset, part| {
-            match this.disk.plan_read(offset, part.len())? {
+            match this.disk.plan_read(offset, part.len(), true)? {
                 Plan::Fast(extents, pin) if aligned(this.disk, &extents, part) => {
                     let result = this.move_extents(&extents, part, Direction::Read, 0);
                     drop(pin);
@@ -57,7 +57,7 @@ impl<'a> Transfer<'a> {
             if !fits(this.disk.alignment(0), offset, part) {
                 return this.write_by_buffer(offset, part);
             }
-            match this.disk.plan_write(offset, part.len())? {
+            match this.disk.plan_write(offset, part.len(), true)? {
                 Plan::Fast(extents, pin) if aligned(this.disk, &extents, part) => {
                     let result = this.move_extents(&extents, part, Direction::Write, 0);
                     drop(pin);

@@ -19,10 +19,10 @@ impl Disk for Files {
     fn files(&self) -> Vec<BorrowedFd<'_>> {
         self.0.iter().map(OwnedFd::as_fd).collect()
     }
-    fn plan_read(&self, _: u64, _: u64) -> io::Result<Plan> {
+    fn plan_read(&self, _: u64, _: u64, _: bool) -> io::Result<Plan> {
         unreachable!()
     }
-    fn plan_write(&self, _: u64, _: u64) -> io::Result<Plan> {
+    fn plan_write(&self, _: u64, _: u64, _: bool) -> io::Result<Plan> {
         unreachable!()
     }
     fn read(&self, _: u64, _: &mut [u8]) -> io::Result<()> {

@@ -136,13 +136,13 @@ impl Disk for RawDisk {
     fn alignment(&self, _: usize) -> u64 {
         if self.direct { 4096 } else { 1 }
     }
-    fn plan_read(&self, offset: u64, len: u64) -> io::Result<Plan> {
+    fn plan_read(&self, offset: u64, len: u64, _: bool) -> io::Result<Plan> {
         if self.fails.load(Ordering::SeqCst) {
             return Err(io::Error::other("worn out"));
         }
         Ok(self.plan(offset, len, false))
     }
-    fn plan_write(&self, offset: u64, len: u64) -> io::Result<Plan> {
+    fn plan_write(&self, offset: u64, len: u64, _: bool) -> io::Result<Plan> {
         Ok(self.plan(offset, len, true))
     }
     fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
