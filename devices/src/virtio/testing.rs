@@ -348,6 +348,11 @@ impl Driver {
         event.read().expect("the device interrupts");
     }
 
+    /// How often a vector was raised since it was waited for.
+    pub(crate) fn interrupts(&self, vector: u16) -> u64 {
+        self.router.event(vector).read().unwrap_or(0)
+    }
+
     /// Lets the device come to what was offered: until it has given back `count` chains or
     /// given up, or for a while if it does neither.
     pub(crate) fn settle(&self, queue: usize, count: u16) {

@@ -7,9 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use rustix::fs::{
-    FallocateFlags, copy_file_range, fallocate, fstatfs, ioctl_ficlone, seek,
-};
+use rustix::fs::{FallocateFlags, copy_file_range, fallocate, fstatfs, ioctl_ficlone, seek};
 use rustix::io::Errno;
 
 use super::{Identity, Storage};

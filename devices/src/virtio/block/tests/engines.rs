@@ -1,6 +1,7 @@
 //! What is begun at a time, overtakes, waits, is merged or limited.
 
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::Ordering;
 
 use super::support::*;
 use crate::pci::PciFunction;
@@ -96,6 +97,80 @@ fn writes_of_one_batch_all_land() {
         assert!(bench.disk.content(2 * MIB, 65536) == expected, "{way:?}");
         assert_eq!(bench.stats.written(), 65536);
     }
+}
+
+#[test]
+fn what_goes_to_a_new_place_is_committed_once_it_is_there() {
+    for way in WAYS {
+        let mut bench = bench_by(way);
+        let fills = bench.disk.fills.clone();
+        for n in 0..8 {
+            let data = [n + 1; 4096];
+            let at = 5 * MIB + u64::from(n) * 8192;
+            assert_eq!(bench.write(at, &data), OK);
+            assert!(bench.disk.content(at, 4096) == data, "{way:?}");
+            assert_eq!(fills.committed.load(Ordering::SeqCst), u64::from(n) + 1);
+        }
+        // Direct I/O takes no such thing: it goes by a buffer, and is not planned in vain.
+        let committed = if way.direct { 8 } else { 9 };
+        assert_eq!(bench.write(5 * MIB + 512, &[9; 512]), OK);
+        assert_eq!(fills.committed.load(Ordering::SeqCst), committed, "{way:?}");
+        fills.fail.store(true, Ordering::SeqCst);
+        assert_eq!(bench.write(5 * MIB, &[7; 4096]), IOERR, "{way:?}");
+        assert_eq!(fills.open.load(Ordering::SeqCst), 0, "{way:?}");
+    }
+}
+
+#[test]
+fn what_is_not_written_is_not_committed() {
+    for way in WAYS {
+        let mut bench = bench_by(way);
+        let fills = bench.disk.fills.clone();
+        for _ in 0..20 {
+            for n in 0..12 {
+                let header = bench.header(1, (5 * MIB + n * 4096) / 512);
+                let data = bench.driver.put(&[3; 4096]);
+                let status = bench.driver.put(&[0xaa]);
+                bench
+                    .driver
+                    .add(0, &[(header, 16, 0), (data, 4096, 0), (status, 1, WRITE)]);
+            }
+            // A chain that costs the device, while others are under way.
+            bench.driver.offer(0, 0xffff);
+            bench.driver.kick(0);
+            bench.driver.wait_for_needs_reset();
+            bench.driver.start(FLUSH | EVENT_IDX);
+            assert_eq!(fills.open.load(Ordering::SeqCst), 0, "{way:?}");
+        }
+    }
+}
+
+#[test]
+fn a_batch_is_told_of_once() {
+    let mut bench = bench();
+    *bench.disk.gate.0.lock().unwrap() = false;
+    add_read(&mut bench, 0, 3 * MIB);
+    bench.driver.kick(0);
+    // The queue's thread itself is at it, as it is the only one: what comes now is one batch.
+    while bench.disk.begun.load(Ordering::SeqCst) == 0 {
+        std::thread::yield_now();
+    }
+    for n in 0..15 {
+        let header = bench.header(1, (2 * MIB + n * 4096) / 512);
+        let data = bench.driver.put(&[5; 4096]);
+        let status = bench.driver.put(&[0xaa]);
+        bench
+            .driver
+            .add(0, &[(header, 16, 0), (data, 4096, 0), (status, 1, WRITE)]);
+    }
+    *bench.disk.gate.0.lock().unwrap() = true;
+    bench.disk.gate.1.notify_all();
+    while bench.driver.used(0) == 0 {
+        std::thread::yield_now();
+    }
+    assert_eq!(bench.driver.used(0), 16);
+    bench.driver.function.stop();
+    assert_eq!(bench.driver.interrupts(1), 1);
 }
 
 #[test]

@@ -20,7 +20,8 @@ pub(super) const IOERR: u8 = 1;
 pub(super) const UNSUPPORTED: u8 = 2;
 
 /// A raw disk in a file. Its first MiB lies at the file's end, its second is a hole that reads
-/// as zeros and is written slowly, and what follows is as in the file, which is shorter.
+/// as zeros and is written slowly, and what follows is as in the file, which is shorter. Writes to
+/// its sixth are to be committed.
 pub(super) struct RawDisk {
     geometry: Geometry,
     pub(super) file: File,
@@ -30,11 +31,47 @@ pub(super) struct RawDisk {
     flushes: AtomicU64,
     /// Reads by buffer wait until this opens.
     pub(super) gate: Arc<(Mutex<bool>, Condvar)>,
+    /// Reads by buffer that were begun.
+    pub(super) begun: AtomicU64,
     pub(super) fails: AtomicBool,
+    pub(super) fills: Arc<Fills>,
     pub(super) zeroed: Mutex<Vec<(&'static str, u64, u64, bool)>>,
 }
 
 pub(super) const MIB: u64 = 1 << 20;
+
+/// Writes that are to be committed.
+#[derive(Default)]
+pub(super) struct Fills {
+    /// Planned, and neither committed nor given up.
+    pub(super) open: AtomicU64,
+    pub(super) committed: AtomicU64,
+    /// Commits fail.
+    pub(super) fail: AtomicBool,
+}
+
+struct Filling(Arc<Fills>);
+
+impl Filling {
+    fn new(fills: &Arc<Fills>) -> Self {
+        fills.open.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(fills))
+    }
+
+    fn commit(&self) -> io::Result<()> {
+        if self.0.fail.load(Ordering::SeqCst) {
+            return Err(io::Error::other("no room for its name"));
+        }
+        self.0.committed.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+impl Drop for Filling {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::SeqCst);
+    }
+}
 
 impl RawDisk {
     fn new(read_only: bool, direct: bool) -> Arc<Self> {
@@ -59,7 +96,9 @@ impl RawDisk {
             direct,
             flushes: AtomicU64::new(0),
             gate: Arc::new((Mutex::new(true), Condvar::new())),
+            begun: AtomicU64::new(0),
             fails: AtomicBool::new(false),
+            fills: Arc::default(),
             zeroed: Mutex::default(),
         })
     }
@@ -77,10 +116,11 @@ impl RawDisk {
     }
 
     fn plan(&self, offset: u64, len: u64, write: bool) -> Plan {
-        let mut extents = Vec::new();
+        let (mut extents, mut fill) = (Vec::new(), false);
         let (mut at, end) = (offset, offset + len);
         while at < end {
             let len = (end - at).min(MIB - at % MIB);
+            fill |= write && at / MIB == 5;
             extents.push(match at / MIB {
                 1 if write => return Plan::Slow,
                 1 => Extent::Zero { len },
@@ -92,6 +132,10 @@ impl RawDisk {
                 },
             });
             at += len;
+        }
+        if fill {
+            let filling = Filling::new(&self.fills);
+            return Plan::Fill(extents, Box::new(move || filling.commit()));
         }
         Plan::Fast(extents, Box::new(()))
     }
@@ -146,6 +190,7 @@ impl Disk for RawDisk {
         Ok(self.plan(offset, len, true))
     }
     fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.begun.fetch_add(1, Ordering::SeqCst);
         let (open, opened) = &*self.gate;
         drop(
             opened
