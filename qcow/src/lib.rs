@@ -78,6 +78,7 @@ mod error;
 mod extension;
 mod flush;
 mod header;
+mod holes;
 mod host;
 mod image;
 mod info;

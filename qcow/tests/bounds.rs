@@ -12,10 +12,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cowshed_qcow::{
-    CheckOptions, CreateOptions, Format, Image, MemoryStorage, OpenOptions, Storage, check, create,
+    CheckOptions, CreateOptions, Format, Image, MemoryStorage, NewSnapshot, OpenOptions, Storage,
+    check, create,
 };
 use peak_alloc::PeakAlloc;
-use support::{Random, have_qemu, qemu_create, qemu_img, qemu_io};
+use support::{Random, have_qemu, qemu_create, qemu_img, qemu_io, to_version};
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
@@ -381,6 +382,28 @@ fn checks_of_holes_are_bounded() {
         eprintln!("a check takes {peak} bytes, {calls} calls: {found:?}");
         assert!(peak <= 128 * MIB, "{peak} bytes");
         assert!(calls <= 128, "{calls} calls");
+    }
+}
+
+/// What goes over all of an image reads no tables in holes either, and counts nothing in them.
+#[test]
+fn snapshots_of_holes_are_bounded() {
+    let _alone = alone();
+    for rule in [Rule::Distinct, Rule::DistinctBlocks] {
+        let storage = Endless::new(with_largest_tables(0), rule);
+        for work in ["snapshot", "downgrade"] {
+            let image = open(&storage, false).unwrap();
+            let (peak, calls, done) = cost(&storage, || match work {
+                "snapshot" => image.create_snapshot(&NewSnapshot::new("one")).map(drop),
+                _ => image.amend(&to_version(2)),
+            });
+            eprintln!("{work}: {peak} bytes, {calls} calls: {done:?}");
+            // Nothing there is counted; and no zero clusters are there either.
+            assert_eq!(done.is_err(), work == "snapshot", "{work}: {done:?}");
+            // Some times what the L1 table has.
+            assert!(peak <= 384 * MIB, "{work}: {peak} bytes");
+            assert!(calls <= 1024, "{work}: {calls} calls");
+        }
     }
 }
 

@@ -5,12 +5,13 @@
 
 mod support;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use cowshed_qcow::{CreateOptions, Format, Image, MapEntry, MemoryStorage, OpenOptions, create};
-use support::Random;
 use support::check::check;
+use support::{Random, new_file, open_file};
 
 const NAME: &str = "compact.qcow2";
 
@@ -208,4 +209,34 @@ fn sequential_writes_land_sequentially() {
         drop(image);
         assert_clean(&storage);
     }
+}
+
+/// What is discarded, and what is overwritten elsewhere, goes back to the host.
+#[test]
+fn freed_clusters_become_holes_of_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(NAME);
+    let options = CreateOptions::new(64 << 20);
+    create(&path, new_file(&path), &options).unwrap();
+    let image = open_file(&path, &OpenOptions::new(Format::Qcow2));
+    let kept = || std::fs::metadata(&path).unwrap().blocks() * 512;
+    image.write(0, &vec![7; 32 << 20]).unwrap();
+    image.flush().unwrap();
+    let full = kept();
+    assert!(full >= 32 << 20, "{full} bytes");
+    image.discard(8 << 20, 8 << 20).unwrap();
+    image.write_zeroes(24 << 20, 8 << 20, true).unwrap();
+    image.flush().unwrap();
+    let after = kept();
+    if after == full {
+        eprintln!(
+            "skipped: the file system of {} has no holes",
+            folder.path().display()
+        );
+        return;
+    }
+    assert!(after <= full - (16 << 20), "{after} of {full} bytes");
+    let mut content = vec![0; 64 << 20];
+    image.read(0, &mut content).unwrap();
+    assert!(content[..8 << 20] == [7; 8 << 20] && content[8 << 20..16 << 20] == [0; 8 << 20]);
 }

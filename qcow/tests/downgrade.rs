@@ -27,7 +27,7 @@ const MIB: usize = 1 << 20;
 fn live(image: &Qemu<'_>, random: &mut Random) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     let sectors = (MIB / 512) as u64;
-    for round in 0..10 {
+    for round in 0..8 {
         let command = |_| {
             let len = 1 + random.below(sectors / 6);
             let (at, len) = (random.below(sectors - len) * 512, len * 512);
@@ -80,14 +80,10 @@ fn downgrade(folder: &Path, options: &str, backing: &str, passwords: &[&str], se
     let names = live(&image, &mut Random(seed));
     let path = folder.join(&name);
     let before = contents(&image, &names);
-    for version in [2, 3, 2] {
-        let opened = open(&path, passwords).unwrap();
-        opened.amend(&to_version(version)).unwrap();
-        let bytes = std::fs::read(&path).unwrap();
-        assert_eq!(bytes[7], version as u8, "{what}");
-        image.assert_clean();
-        assert!(contents(&image, &names) == before, "{what}: {version}");
-    }
+    let opened = open(&path, passwords).unwrap();
+    opened.amend(&to_version(2)).unwrap();
+    image.assert_clean();
+    assert!(contents(&image, &names) == before, "{what}");
     let info = image.run("qemu-img", &["info"], &[]);
     assert!(info.contains("compat: 0.10"), "{info}");
     // It goes on as an image of version 2: places that were shared are still copied first.
@@ -112,7 +108,7 @@ fn zero_clusters_of_snapshots() {
     }
     let over = |name: &str| format!(",backing_file={name},backing_fmt=raw");
     let mut seed = 0;
-    for options in ["cluster_size=512", "cluster_size=4k", "cluster_size=64k"] {
+    for options in ["cluster_size=512", "cluster_size=64k"] {
         for backing in [String::new(), over("short"), over("long")] {
             downgrade(folder, options, &backing, &[], seed);
             seed += 1;
@@ -121,10 +117,8 @@ fn zero_clusters_of_snapshots() {
     let luks = "cluster_size=4k,encrypt.format=luks,encrypt.iter-time=10";
     let aes = "cluster_size=1k,encrypt.format=aes";
     for options in [luks, aes] {
-        for backing in [String::new(), over("short")] {
-            downgrade(folder, options, &backing, &["moo"], seed);
-            seed += 1;
-        }
+        downgrade(folder, options, &over("short"), &["moo"], seed);
+        seed += 1;
     }
 }
 

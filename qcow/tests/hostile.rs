@@ -283,6 +283,14 @@ fn guest_writes_never_reach_metadata() {
             poke(&bad, 72, &2_u64.to_be_bytes()),
             "only the bit is set"
         );
+        // What is marked so is read, and no more written.
+        let marked = storage.to_vec();
+        drop(disk);
+        assert!(matches!(open(&marked, false), Err(Error::Corrupt { .. })));
+        let (disk, storage) = open(&marked, true).unwrap();
+        disk.read(3 << 20, &mut [0; 512]).unwrap();
+        assert!(disk.write(3 << 20, &[0xff; 512]).is_err());
+        assert_eq!(storage.to_vec(), marked);
     }
     // Refcounts that call metadata free.
     for cluster in [l1, table, block, l2].map(|at| at >> 16) {

@@ -15,7 +15,9 @@ use cowshed_qcow::{
     OpenOptions, Plan, Repair, Storage, create, repair,
 };
 use support::crash::{CrashStorage, crashes};
-use support::encryption::{Qemu, SIZE, exercise, luks, make, new_luks, open, options, secret};
+use support::encryption::{
+    Qemu, SIZE, exercise, luks, make, new_luks, open, options, qemu_create, secret,
+};
 use support::model::content;
 use support::storages::FaultStorage;
 use support::{Files, Random, have_qemu};
@@ -221,6 +223,34 @@ impl Storage for Counted {
     fn set_len(&self, _: u64) -> std::io::Result<()> {
         panic!("a write while opening")
     }
+}
+
+/// QEMU gives a key slot the iterations that take it two seconds: the default bound has room for
+/// several of them.
+#[test]
+fn the_default_bound_admits_what_qemu_makes() {
+    if !have_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    // A tenth of the default, which would take a quarter of a minute to make.
+    qemu_create(folder, "disk", "encrypt.format=luks,encrypt.iter-time=200");
+    let bytes = std::fs::read(folder.join("disk")).unwrap();
+    let at = bytes.windows(6).position(|w| w == b"LUKS\xba\xbe").unwrap();
+    let number = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap());
+    // Of the digest, and of the first slot.
+    let iterations = u64::from(number(at + 164)) + u64::from(number(at + 212));
+    eprintln!("{iterations} iterations");
+    assert!(iterations > 2000);
+    assert!(iterations * 10 * 3 <= OpenOptions::DEFAULT_KEY_ITERATIONS);
+    open(&folder.join("disk"), &["moo"]).unwrap();
+    let few = OpenOptions {
+        max_key_iterations: iterations - 1,
+        ..options(&["moo"])
+    };
+    let refused = Image::open(&folder.join("disk"), &few, &Files::default());
+    assert!(matches!(refused, Err(Error::Locked { .. })));
 }
 
 /// Every byte of the LUKS header and of the pointer to it, with values at the edges: an error or a

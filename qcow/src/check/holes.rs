@@ -1,10 +1,7 @@
-//! Tables in holes of the file: they are zeros, and are not read. So a file that names more tables
-//! than it has bytes takes no longer than its bytes do.
-
-use std::ops::Range;
+//! Reading tables, but for those in holes of the file.
 
 use crate::error::Result;
-use crate::host::Host;
+use crate::holes::Data;
 
 use super::Subject;
 use super::survey::{L2Table, Survey};
@@ -12,44 +9,25 @@ use super::survey::{L2Table, Survey};
 /// Tables are read in pieces of this many bytes.
 const PIECE: u64 = 1 << 20;
 
-/// Walks along the file from one run of data to the next.
-struct Data<'a> {
-    host: &'a Host,
-    run: Range<u64>,
-}
-
-impl Data<'_> {
-    /// Whether any byte of a range is no hole. Ranges come in the order of the file.
-    fn is_in(&mut self, offset: u64, len: u64) -> Result<bool> {
-        if self.run.end <= offset {
-            let next = self.host.next_data(offset)?;
-            self.run = next.unwrap_or(u64::MAX..u64::MAX);
-        }
-        Ok(self.run.start < offset.saturating_add(len))
-    }
-}
-
 impl Survey {
-    /// Where there is data; everywhere in a file that has as many bytes as its tables need: in an
-    /// ordinary one holes are not looked for.
-    fn data<'a>(&self, subject: &'a Subject<'_>) -> Data<'a> {
-        let run = if self.sparse { 0..0 } else { 0..u64::MAX };
-        let host = subject.host;
-        Data { host, run }
+    /// Where there is data.
+    fn data<'a>(&self, subject: &'a Subject<'_>) -> Result<Data<'a>> {
+        let named = self.blocks.iter().filter(|block| **block != 0).count();
+        let tables = (self.tables.len() + named + self.empty_blocks.len()) as u64;
+        let bytes = tables.saturating_mul(subject.header.geometry.cluster());
+        Data::new(subject.host, bytes)
     }
 
     /// Sets the refcount blocks apart that lie in holes.
     pub(super) fn find_holes(&mut self, subject: &Subject<'_>) -> Result<()> {
         let cluster = subject.header.geometry.cluster();
-        let named = self.blocks.iter().filter(|block| **block != 0);
-        let mut blocks: Vec<u64> = named.copied().collect();
-        let tables = (self.tables.len() + blocks.len()) as u64;
-        self.sparse = tables.saturating_mul(cluster) > subject.host.allocated()?;
-        if !self.sparse {
+        let mut data = self.data(subject)?;
+        if !data.is_sparse() {
             return Ok(());
         }
+        let named = self.blocks.iter().filter(|block| **block != 0);
+        let mut blocks: Vec<u64> = named.copied().collect();
         blocks.sort_unstable();
-        let mut data = self.data(subject);
         for block in blocks {
             if !data.is_in(block, cluster)? {
                 self.empty_blocks.push(block);
@@ -71,12 +49,12 @@ impl Survey {
         mut visit: impl FnMut(&L2Table, &[u8]) -> Result<()>,
     ) -> Result<()> {
         let size = subject.header.geometry.cluster();
-        let most = if self.sparse {
+        let mut data = self.data(subject)?;
+        let most = if data.is_sparse() {
             1
         } else {
             (PIECE / size).max(1)
         };
-        let mut data = self.data(subject);
         let mut bytes = Vec::new();
         let follows = |a: &L2Table, b: &L2Table| a.offset.checked_add(size) == Some(b.offset);
         for run in self.tables.chunk_by(follows) {

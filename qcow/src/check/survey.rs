@@ -70,8 +70,6 @@ pub(super) struct Survey {
     pub(super) empty_blocks: Vec<u64>,
     /// Snapshots that do not say the sizes of their disk and VM state, which is a finding each.
     pub(super) unsized_snapshots: u64,
-    /// There are more tables than the file has bytes for: some lie in holes.
-    pub(super) sparse: bool,
 }
 
 impl Survey {

@@ -4,6 +4,7 @@ use super::tree::Tree;
 use crate::alone::Alone;
 use crate::entry::{COPIED, Mapping};
 use crate::error::Result;
+use crate::holes::Data;
 use crate::qcow2::Qcow2;
 use crate::refcount;
 
@@ -33,8 +34,13 @@ impl Alone<'_> {
     /// there are more, and makes that durable. The refcounts are durable already.
     pub(crate) fn renew_copied(&self) -> Result<()> {
         let qcow2 = self.qcow2;
-        let file_len = qcow2.state().tables.file_len;
-        let clusters = qcow2.geometry.clusters(file_len);
+        let (file_len, per_block) = {
+            let mut state = qcow2.state();
+            let (tables, writing) = qcow2.split(&mut state)?;
+            (tables.file_len, writing.refcounts.per_block())
+        };
+        let counted = qcow2.refcount_blocks()? * per_block;
+        let clusters = qcow2.geometry.clusters(file_len).min(counted);
         let windows = (0..clusters).step_by(WINDOW as usize);
         let mut single = None;
         for first in windows.clone() {
@@ -89,10 +95,24 @@ impl Alone<'_> {
 }
 
 impl Qcow2 {
+    /// Entries of the refcount table up to the last that names a block.
+    fn refcount_blocks(&self) -> Result<u64> {
+        let mut state = self.state();
+        let (_, writing) = self.split(&mut state)?;
+        let last = writing
+            .refcounts
+            .table
+            .iter()
+            .rposition(|block| *block != 0);
+        Ok(last.map_or(0, |last| last as u64 + 1))
+    }
+
     /// Learns which clusters of a window have one reference.
     fn single(&self, first: u64, clusters: u64) -> Result<Single> {
         let mut bits = vec![0_u64; clusters.div_ceil(64) as usize];
-        let mut bytes = vec![0; self.geometry.cluster() as usize];
+        let cluster_bytes = self.geometry.cluster();
+        let mut bytes = vec![0; cluster_bytes as usize];
+        let mut data = Data::new(&self.host, self.refcount_blocks()? * cluster_bytes)?;
         let end = first + clusters;
         let mut next = first;
         while next < end {
@@ -107,6 +127,9 @@ impl Qcow2 {
             let of_block = next..end.min(block_start + per_block);
             next = of_block.end;
             let Some(block) = block else { continue };
+            if !data.is_in(block, cluster_bytes)? {
+                continue;
+            }
             self.host.read(block, &mut bytes)?;
             for cluster in of_block {
                 if refcount::get(&bytes, cluster - block_start, order) == 1 {

@@ -1,10 +1,12 @@
 //! What an operation changes in the refcounts, many at a time: summed up in memory for a window of
 //! the file's clusters, then written block by block.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::tree::Tree;
 use crate::error::{Error, Result, Violation};
+use crate::holes::Data;
 use crate::qcow2::Qcow2;
 use crate::refcount;
 
@@ -19,6 +21,8 @@ pub(crate) struct Recount<'a> {
     dropped: Vec<Range<u64>>,
     /// Clusters in the file.
     clusters: u64,
+    /// Where windows begin: those with a cluster that a refcount block counts.
+    windows: Vec<u64>,
     window: Option<Window>,
 }
 
@@ -26,6 +30,8 @@ pub(crate) struct Recount<'a> {
 struct Window {
     first: u64,
     sums: Vec<i32>,
+    /// References that come or go in it, and in all.
+    references: (u64, u64),
 }
 
 /// A cluster whose sum is not zero.
@@ -45,6 +51,7 @@ impl<'a> Recount<'a> {
             trees: Vec::new(),
             dropped: Vec::new(),
             clusters: qcow2.geometry.clusters(file_len),
+            windows: Vec::new(),
             window: None,
         }
     }
@@ -69,8 +76,12 @@ impl<'a> Recount<'a> {
     pub(crate) fn check(&mut self) -> Result<()> {
         let order = self.qcow2.state().tables.header.refcount_order;
         let most = u64::MAX >> (64 - (1 << order));
-        for first in self.windows() {
+        self.windows = self.find_windows()?;
+        let (mut counted, mut all) = (0, 0);
+        for first in self.windows.clone() {
             let window = self.sum_up(first)?;
+            counted += window.references.0;
+            all = window.references.1;
             let mut freed = Vec::new();
             self.visit(&window, |sum| sum != 0, &mut |visit| {
                 let &Visit { count, sum, .. } = visit;
@@ -88,13 +99,17 @@ impl<'a> Recount<'a> {
             self.may_free(&freed)?;
             self.window = Some(window);
         }
-        Ok(())
+        if counted == all {
+            Ok(())
+        } else {
+            Err(self.uncounted(counted, all))
+        }
     }
 
     /// Raises what has to be raised, and makes that durable.
     pub(crate) fn raise(&mut self) -> Result<()> {
         let mut raised = false;
-        for first in self.windows() {
+        for first in self.windows.clone() {
             let window = self.sum_up(first)?;
             raised |= self.visit(&window, |sum| sum > 0, &mut |visit| {
                 Ok(visit.count.saturating_add_signed(visit.sum))
@@ -110,7 +125,7 @@ impl<'a> Recount<'a> {
 
     /// Lowers what has to be lowered, makes that durable, and frees what nothing refers to.
     pub(crate) fn lower(&mut self) -> Result<()> {
-        for first in self.windows() {
+        for first in self.windows.clone() {
             let window = self.sum_up(first)?;
             let mut freed = Vec::new();
             let lowered = self.visit(&window, |sum| sum < 0, &mut |visit| {
@@ -129,8 +144,28 @@ impl<'a> Recount<'a> {
         Ok(())
     }
 
-    fn windows(&self) -> impl Iterator<Item = u64> + use<> {
-        (0..self.clusters).step_by(WINDOW as usize)
+    /// Windows beyond those would be looked at for nothing: a file can be mostly hole.
+    fn find_windows(&self) -> Result<Vec<u64>> {
+        let (host, cluster) = (&self.qcow2.host, self.qcow2.geometry.cluster());
+        let mut state = self.qcow2.state();
+        let (_, writing) = self.qcow2.split(&mut state)?;
+        let per_block = writing.refcounts.per_block();
+        let firsts = (0..).step_by(per_block as usize);
+        let blocks = firsts.zip(&writing.refcounts.table);
+        let blocks: Vec<(u64, u64)> = blocks
+            .filter(|(first, block)| **block != 0 && *first < self.clusters)
+            .map(|(first, block)| (first, *block))
+            .collect();
+        let mut data = Data::new(host, blocks.len() as u64 * cluster)?;
+        // One is looked at in any case, for what nothing counts.
+        let mut windows = BTreeSet::from([0]);
+        for (first, block) in blocks {
+            if data.is_in(block, cluster)? {
+                windows.extend(first / WINDOW..=(first + per_block - 1) / WINDOW);
+            }
+        }
+        let firsts = windows.into_iter().map(|window| window * WINDOW);
+        Ok(firsts.filter(|first| *first < self.clusters).collect())
     }
 
     /// The window that begins at `first`, which is often the one that is there.
@@ -141,10 +176,13 @@ impl<'a> Recount<'a> {
         let len = WINDOW.min(self.clusters - first);
         let mut sums = vec![0_i32; len as usize];
         // The loop is tight, because almost every step waits for memory.
+        let mut references = (0, 0);
         let mut add = |clusters: &[u64], change: i32| {
+            references.1 += clusters.len() as u64;
             for cluster in clusters {
                 if let Some(sum) = sums.get_mut(cluster.wrapping_sub(first) as usize) {
                     *sum = sum.saturating_add(change);
+                    references.0 += 1;
                 }
             }
         };
@@ -155,7 +193,11 @@ impl<'a> Recount<'a> {
             }
             tree.references(self.qcow2, &mut |clusters| add(clusters, *change))?;
         }
-        Ok(Window { first, sums })
+        Ok(Window {
+            first,
+            sums,
+            references,
+        })
     }
 
     /// Visits the clusters of a window whose sums are `wanted`, and gives them the refcounts that
@@ -250,6 +292,13 @@ impl<'a> Recount<'a> {
             }
         }
         Ok(())
+    }
+
+    fn uncounted(&self, counted: u64, all: u64) -> Error {
+        let at = self.qcow2.state().tables.header.refcount_table_offset;
+        let value = format!("blocks for {counted} of {all} references");
+        let violation = Violation::new("refcount table", at, value, "blocks for all of them");
+        self.qcow2.host.invalid(violation)
     }
 
     fn too_low(&self, visit: &Visit) -> Error {

@@ -2,6 +2,7 @@
 
 use crate::entry::{self, Entry};
 use crate::error::{Result, Violation};
+use crate::holes::Data;
 use crate::qcow2::Qcow2;
 
 /// Adjacent L2 tables are read together up to this many bytes.
@@ -65,8 +66,11 @@ impl Tree {
         let geometry = qcow2.geometry;
         let entry_bytes = geometry.l2_entry();
         let (mut bytes, mut clusters) = (Vec::new(), Vec::new());
-        for run in self.runs(qcow2) {
-            self.load(qcow2, run, &mut bytes)?;
+        let mut data = self.data(qcow2)?;
+        for run in self.runs(qcow2, &data) {
+            if !self.load(qcow2, &mut data, run, &mut bytes)? {
+                continue;
+            }
             let start = run.first().copied().unwrap_or(0);
             for (i, entry) in bytes.chunks_exact(entry_bytes as usize).enumerate() {
                 let (entry, at) = (Entry::read(entry), start + i as u64 * entry_bytes);
@@ -94,10 +98,13 @@ impl Tree {
     ) -> Result<()> {
         let entry_bytes = qcow2.geometry.l2_entry();
         let mut bytes = Vec::new();
-        for run in self.runs(qcow2) {
+        let mut data = self.data(qcow2)?;
+        for run in self.runs(qcow2, &data) {
             // A reader must not put what is here now into the cache after it was changed.
             let mut state = qcow2.state();
-            self.load(qcow2, run, &mut bytes)?;
+            if !self.load(qcow2, &mut data, run, &mut bytes)? {
+                continue;
+            }
             let start = run.first().copied().unwrap_or(0);
             let mut changed = false;
             for (i, bytes) in bytes.chunks_exact_mut(entry_bytes as usize).enumerate() {
@@ -120,17 +127,38 @@ impl Tree {
         Ok(())
     }
 
-    /// The tables in runs that lie side by side.
-    fn runs(&self, qcow2: &Qcow2) -> impl Iterator<Item = &[u64]> {
+    /// Where there is data.
+    fn data<'a>(&self, qcow2: &'a Qcow2) -> Result<Data<'a>> {
+        let bytes = self.tables.len() as u64 * qcow2.geometry.cluster();
+        Data::new(&qcow2.host, bytes)
+    }
+
+    /// The tables in runs that lie side by side; one by one where some lie in holes.
+    fn runs(&self, qcow2: &Qcow2, data: &Data<'_>) -> impl Iterator<Item = &[u64]> + use<'_> {
         let cluster = qcow2.geometry.cluster();
-        let most = (RUN_BYTES / cluster).max(1) as usize;
+        let most = match data.is_sparse() {
+            true => 1,
+            false => (RUN_BYTES / cluster).max(1) as usize,
+        };
         self.tables
             .chunk_by(move |a, b| a + cluster == *b)
             .flat_map(move |run| run.chunks(most))
     }
 
-    fn load(&self, qcow2: &Qcow2, run: &[u64], bytes: &mut Vec<u8>) -> Result<()> {
-        bytes.resize(run.len() * qcow2.geometry.cluster() as usize, 0);
-        qcow2.host.read(run.first().copied().unwrap_or(0), bytes)
+    /// Reads a run; not one in a hole, where no entry says anything.
+    fn load(
+        &self,
+        qcow2: &Qcow2,
+        data: &mut Data<'_>,
+        run: &[u64],
+        bytes: &mut Vec<u8>,
+    ) -> Result<bool> {
+        let (start, len) = (run.first().copied().unwrap_or(0), run.len());
+        bytes.resize(len * qcow2.geometry.cluster() as usize, 0);
+        let has_data = data.is_in(start, bytes.len() as u64)?;
+        if has_data {
+            qcow2.host.read(start, bytes)?;
+        }
+        Ok(has_data)
     }
 }
