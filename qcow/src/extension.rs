@@ -60,6 +60,19 @@ impl Extensions {
         Ok(found)
     }
 
+    /// Whether the end marker is in this much of the area.
+    pub(crate) fn end_within(area: &[u8]) -> bool {
+        let mut at = 0_usize;
+        while area.len().saturating_sub(at) >= 8 {
+            if be32(area, at) == END {
+                return true;
+            }
+            let len = be32(area, at + 4) as usize;
+            at = at.saturating_add(8 + len.next_multiple_of(8));
+        }
+        false
+    }
+
     /// The data of the first extension of a kind.
     pub(crate) fn get(&self, kind: u32) -> Option<&[u8]> {
         let mut of_kind = self.list.iter().filter(|(of, _)| *of == kind);

@@ -36,8 +36,6 @@ pub(crate) const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
 /// Snapshots that an image can have.
 pub(crate) const MAX_SNAPSHOTS: u32 = 65536;
 pub(crate) const MAX_BACKING_NAME: u32 = 1023;
-/// Bytes that are enough to tell how long a header is, and to read all of its known fields.
-const KNOWN_LENGTH: usize = 112;
 /// Bytes of a version 2 header, and the least of a version 3 header.
 const V2_LENGTH: usize = 72;
 const V3_LENGTH: usize = 104;

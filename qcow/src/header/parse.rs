@@ -1,9 +1,9 @@
 //! Reading the header: version, limits, features, in the order in which they depend on each other.
 
 use super::{
-    COMPRESSION_TYPE, CORRUPT, DATA_FILE, DIRTY, EXTENDED_L2, Encryption, Header, KNOWN_LENGTH,
-    MAX_BACKING_NAME, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, MAX_SNAPSHOTS, RAW_DATA, V2_LENGTH,
-    V3_LENGTH, backing_format,
+    COMPRESSION_TYPE, CORRUPT, DATA_FILE, DIRTY, EXTENDED_L2, Encryption, Header, MAX_BACKING_NAME,
+    MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, MAX_SNAPSHOTS, RAW_DATA, V2_LENGTH, V3_LENGTH,
+    backing_format,
 };
 use crate::addr::{CLUSTER_BITS, Geometry, be32, be64};
 use crate::compress::Compression;
@@ -11,6 +11,9 @@ use crate::error::{Result, Violation};
 use crate::extension::{DATA_FILE_NAME, Extensions};
 use crate::host::Host;
 use crate::image::Backing;
+
+/// Bytes that are read first: nearly every header ends there, long before its cluster does.
+const FIRST_READ: usize = 4096;
 
 /// Why a header is not one that this crate opens.
 #[derive(Debug, PartialEq, Eq)]
@@ -40,12 +43,32 @@ pub(crate) fn read(host: &Host) -> Result<Header> {
 pub(crate) fn read_unplaced(host: &Host) -> Result<Header> {
     let refuse = |refusal| host.refuse(refusal);
     let len = host.len()?;
-    let mut bytes = vec![0; KNOWN_LENGTH];
+    let mut bytes = vec![0; FIRST_READ];
     host.read(0, &mut bytes)?;
     let geometry = identify(&bytes).map_err(refuse)?;
-    bytes.resize(geometry.cluster() as usize, 0);
-    host.read(0, &mut bytes)?;
+    let cluster = geometry.cluster() as usize;
+    if cluster < FIRST_READ {
+        bytes.truncate(cluster);
+    } else if !ends_within(&bytes) {
+        bytes.resize(cluster, 0);
+        host.read(0, &mut bytes)?;
+    }
     parse(&bytes, geometry, len).map_err(refuse)
+}
+
+/// Whether all of a header is in these bytes: its fields, its extensions, the backing file's name.
+fn ends_within(bytes: &[u8]) -> bool {
+    let name_end = be64(bytes, 8).checked_add(be32(bytes, 16).into());
+    let area = bytes.get(length(bytes)..).unwrap_or_default();
+    name_end.is_some_and(|end| end <= bytes.len() as u64) && Extensions::end_within(area)
+}
+
+/// Bytes of the fields, as the header says.
+fn length(bytes: &[u8]) -> usize {
+    match be32(bytes, 4) {
+        2 => V2_LENGTH,
+        _ => be32(bytes, 100) as usize,
+    }
 }
 
 /// Checks what tells how long the header is: magic, version, cluster size.
@@ -78,11 +101,7 @@ fn parse(bytes: &[u8], geometry: Geometry, file_len: u64) -> Result<Header, Refu
     let on_v3 = |value: u64| if v3 { value } else { 0 };
     let cluster = geometry.cluster();
 
-    let length = if v3 {
-        be32(bytes, 100) as usize
-    } else {
-        V2_LENGTH
-    };
+    let length = length(bytes);
     if v3 && (length < V3_LENGTH || length as u64 > cluster || length % 8 != 0) {
         let expected = format!("a multiple of 8 from {V3_LENGTH} to {cluster}");
         return Err(Violation::new("header_length", 100, length, expected).into());
