@@ -25,6 +25,7 @@ const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 const LOAD_WORD: u16 = 0x20;
 const JUMP: u16 = 0x05;
 const JUMP_IF_EQUAL: u16 = 0x15;
+const JUMP_IF_AT_LEAST: u16 = 0x35;
 const RETURN: u16 = 0x06;
 
 /// Whether the kernel can end a process for a call.
@@ -40,7 +41,7 @@ pub(super) fn is_available() -> bool {
 ///
 /// The thread must have given up new privileges.
 pub(super) fn install(allowed: Allowed) -> io::Result<()> {
-    let program = compile(allowed).map_err(io::Error::other)?;
+    let program = compile(allowed)?;
     let program = libc::sock_fprog {
         len: program.len().try_into().map_err(io::Error::other)?,
         filter: program.as_ptr().cast_mut().cast(),
@@ -61,35 +62,166 @@ pub(super) fn install(allowed: Allowed) -> io::Result<()> {
     }
 }
 
-/// Calls without rules are compared first, an instruction each: the kernel's work to take a program in
-/// grows with its length, and threads wait for it when a machine starts. The rest is the library's.
-fn compile(allowed: Allowed) -> Result<BpfProgram, seccompiler::BackendError> {
-    let (plain, ruled): (Allowed, Allowed) =
-        allowed.into_iter().partition(|(_, rules)| rules.is_empty());
+/// A binary search by number tells calls that are allowed from those that are not; the library's
+/// program decides those with rules. When the kernel takes a program in it walks it once for each call
+/// that there is, and threads wait for that when a machine starts: so the walks are short.
+fn compile(allowed: Allowed) -> io::Result<BpfProgram> {
+    let steps = steps(&allowed);
+    let ruled = allowed.into_iter().filter(|(_, rules)| !rules.is_empty());
     let filter = SeccompFilter::new(
-        ruled,
+        ruled.collect(),
         SeccompAction::KillProcess,
         SeccompAction::Allow,
         TargetArch::x86_64,
-    )?;
-    let instruction = |code, k, jt, jf| sock_filter { code, jt, jf, k };
+    );
+    let filter = filter.and_then(BpfProgram::try_from);
     let mut program = vec![
         instruction(LOAD_WORD, ARCHITECTURE, 0, 0),
         instruction(JUMP_IF_EQUAL, AUDIT_ARCH_X86_64, 1, 0),
-        instruction(RETURN, RET_KILL_PROCESS, 0, 0),
+        Answer::Kill.instruction(),
         instruction(LOAD_WORD, NUMBER, 0, 0),
-        // The flags of clone3 are in memory, where no filter can look. The C library takes clone when
-        // the kernel seems to have no clone3.
-        instruction(JUMP_IF_EQUAL, libc::SYS_clone3 as u32, 0, 1),
-        instruction(RETURN, RET_ERRNO | libc::ENOSYS as u32, 0, 0),
     ];
-    debug_assert!(plain.len() < 255);
-    // From each of them to the instruction that allows, past those that follow it and one jump.
-    for (call, after) in plain.keys().zip((1..=plain.len()).rev()) {
-        program.push(instruction(JUMP_IF_EQUAL, *call as u32, after as u8, 0));
+    search(&steps, &mut program)?;
+    let end = program.len();
+    for (at, one) in program.iter_mut().enumerate() {
+        if one.code == JUMP {
+            one.k = (end - at - 1) as u32;
+        }
     }
-    program.push(instruction(JUMP, 1, 0, 0));
-    program.push(instruction(RETURN, RET_ALLOW, 0, 0));
-    program.extend(BpfProgram::try_from(filter)?);
+    program.extend(filter.map_err(io::Error::other)?);
     Ok(program)
+}
+
+/// What becomes of a call.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    Allow,
+    /// As its arguments are.
+    Ruled,
+    Missing,
+    Kill,
+}
+
+impl Answer {
+    fn instruction(self) -> sock_filter {
+        match self {
+            Answer::Allow => instruction(RETURN, RET_ALLOW, 0, 0),
+            // To the rules, wherever they will be.
+            Answer::Ruled => instruction(JUMP, 0, 0, 0),
+            Answer::Missing => instruction(RETURN, RET_ERRNO | libc::ENOSYS as u32, 0, 0),
+            Answer::Kill => instruction(RETURN, RET_KILL_PROCESS, 0, 0),
+        }
+    }
+}
+
+/// The answers in the order of the calls' numbers, each from a number on.
+fn steps(allowed: &Allowed) -> Vec<(u32, Answer)> {
+    let mut answers: BTreeMap<u32, Answer> = allowed
+        .iter()
+        .map(|(call, rules)| match rules.is_empty() {
+            true => (*call as u32, Answer::Allow),
+            false => (*call as u32, Answer::Ruled),
+        })
+        .collect();
+    // Its flags are in memory, where no filter can look. The C library takes clone when the kernel
+    // seems to have no clone3.
+    answers.insert(libc::SYS_clone3 as u32, Answer::Missing);
+    let mut steps = vec![(0, Answer::Kill)];
+    for (call, answer) in answers {
+        steps.push((call, answer));
+        steps.push((call + 1, Answer::Kill));
+    }
+    // Of those that begin at one number the last counts; one that changes nothing is none.
+    steps.reverse();
+    steps.dedup_by_key(|(from, _)| *from);
+    steps.reverse();
+    steps.dedup_by_key(|(_, answer)| *answer);
+    steps
+}
+
+/// Adds instructions that end with the answer to the loaded number.
+fn search(steps: &[(u32, Answer)], program: &mut BpfProgram) -> io::Result<()> {
+    let (low, high) = steps.split_at(steps.len() / 2);
+    let Some(&(from, answer)) = high.first() else {
+        return Ok(());
+    };
+    if low.is_empty() {
+        program.push(answer.instruction());
+        return Ok(());
+    }
+    let at = program.len();
+    program.push(instruction(JUMP_IF_AT_LEAST, from, 0, 0));
+    search(low, program)?;
+    let past = program.len() - at - 1;
+    program[at].jt = past.try_into().map_err(io::Error::other)?;
+    search(high, program)
+}
+
+fn instruction(code: u16, k: u32, jt: u8, jf: u8) -> sock_filter {
+    sock_filter { code, jt, jf, k }
+}
+
+#[cfg(test)]
+mod tests {
+    use cowshed_devices::threads::Kind;
+
+    use super::*;
+    use crate::host::Virtualization;
+    use crate::sandbox::{Thread, calls};
+
+    /// What the search says of a call.
+    fn answer(program: &BpfProgram, call: u32) -> Answer {
+        let mut at = 3;
+        loop {
+            let one = &program[at];
+            at += 1;
+            match (one.code, one.k) {
+                (LOAD_WORD, _) => {}
+                (JUMP_IF_AT_LEAST, from) if call >= from => at += usize::from(one.jt),
+                (JUMP_IF_AT_LEAST, _) => at += usize::from(one.jf),
+                (JUMP, _) => return Answer::Ruled,
+                (RETURN, RET_ALLOW) => return Answer::Allow,
+                (RETURN, RET_KILL_PROCESS) => return Answer::Kill,
+                (RETURN, _) => return Answer::Missing,
+                _ => panic!("no such instruction: {one:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn each_call_has_its_answer() {
+        for thread in [Thread::Main, Thread::Vcpu, Thread::Device(Kind::Disk)] {
+            let allowed = calls::of(thread, Virtualization::Emulated);
+            let program = compile(allowed.clone()).unwrap();
+            for call in 0..1000 {
+                let expected = match allowed.get(&call.into()) {
+                    _ if i64::from(call) == libc::SYS_clone3 => Answer::Missing,
+                    None => Answer::Kill,
+                    Some(rules) if rules.is_empty() => Answer::Allow,
+                    Some(_) => Answer::Ruled,
+                };
+                assert!(
+                    answer(&program, call) == expected,
+                    "{thread:?}: call {call}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn rules_follow_the_search() {
+        let allowed = calls::of(Thread::Vcpu, Virtualization::Emulated);
+        let program = compile(allowed).unwrap();
+        let jumps = program
+            .iter()
+            .enumerate()
+            .filter(|(_, one)| one.code == JUMP);
+        let (first, ruled) = jumps.clone().next().unwrap();
+        let rules = first + 1 + ruled.k as usize;
+        // The library's part begins as each of its programs does.
+        assert_eq!(
+            (program[rules].code, program[rules].k),
+            (LOAD_WORD, ARCHITECTURE)
+        );
+    }
 }
