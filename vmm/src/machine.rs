@@ -89,8 +89,9 @@ pub struct Machine {
 pub struct RunningMachine {
     vcpus: Vec<Running>,
     pci: Arc<PciBus>,
-    /// Holds the guest's memory for as long as its vCPUs may run.
-    _memory: GuestMemoryMmap,
+    vm: Arc<VmFd>,
+    /// Must be there for as long as the vCPUs may run.
+    memory: GuestMemoryMmap,
     /// When the first vCPU was let go.
     pub started: Instant,
 }
@@ -263,7 +264,8 @@ impl Machine {
         let mut machine = RunningMachine {
             vcpus: Vec::with_capacity(vcpus.len()),
             pci,
-            _memory: self.memory,
+            vm: self.vm,
+            memory: self.memory,
             started: Instant::now(),
         };
         // The vCPUs' threads are made first, so that they are not bound by this thread's list besides
@@ -298,6 +300,11 @@ impl RunningMachine {
     /// Stops the devices and waits for what is in flight: afterwards nothing touches the disks.
     pub fn stop_devices(&self) {
         self.pci.stop();
+    }
+
+    /// A hold of what takes the host's kernel milliseconds to take down: the VM and guest memory.
+    pub fn shell(&self) -> impl Sized + use<> {
+        (self.vm.clone(), self.memory.clone())
     }
 }
 

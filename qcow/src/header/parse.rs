@@ -102,7 +102,7 @@ fn parse(bytes: &[u8], geometry: Geometry, file_len: u64) -> Result<Header, Refu
     let cluster = geometry.cluster();
 
     let length = length(bytes);
-    if v3 && (length < V3_LENGTH || length as u64 > cluster || length % 8 != 0) {
+    if v3 && (length < V3_LENGTH || length as u64 > cluster || !length.is_multiple_of(8)) {
         let expected = format!("a multiple of 8 from {V3_LENGTH} to {cluster}");
         return Err(Violation::new("header_length", 100, length, expected).into());
     }

@@ -234,13 +234,17 @@ impl Monitor {
             disks,
             stats,
             console,
+            screen,
             ..
         } = self;
         machine.stop_devices();
         let overlay_size = disks.close(keep);
-        // It has the last hold of the images, which write out their tables when they are let go. The
-        // session ends this process as soon as it has heard the following.
-        drop(machine);
+        // What takes long to take down is let go last, when nobody waits for it any more.
+        let _shell = machine.shell();
+        // The images write out their tables and the readers of our output learn of its end when the
+        // last holds of them go: before the following, with which the run is over.
+        drop((machine, screen));
+        process::close_streams();
         link.tell(&Told::Closed(Closed {
             bytes_read: stats.iter().map(|stats| stats.read()).sum(),
             bytes_written: stats.iter().map(|stats| stats.written()).sum(),

@@ -62,6 +62,14 @@ impl Process {
         }
     }
 
+    /// Ends it, which has said its last, without waiting for the kernel to take its machine down.
+    pub(crate) fn leave(mut self) {
+        if let Some(pid) = self.pid.take() {
+            // Not waited for, so the number is its own.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+
     fn reap(&mut self) -> Option<WaitStatus> {
         let pid = self.pid.take()?;
         loop {
@@ -70,6 +78,15 @@ impl Process {
                 ended => return ended.ok().flatten().map(|(_, status)| status),
             }
         }
+    }
+}
+
+/// Closes the standard streams of the monitor's process, which has nothing more to say on them.
+pub(super) fn close_streams() {
+    for stream in 0..=2 {
+        // SAFETY: whoever still writes to a standard stream hears that it is closed, as of any stream
+        // that a parent had closed. No file is opened any more that would get its number.
+        unsafe { libc::close(stream) };
     }
 }
 

@@ -186,7 +186,10 @@ impl<'a> Session<'a> {
         let closed = self.put_away(&outcome);
         // Nothing more is heard of it.
         self.events.hang_up();
-        self.process = None;
+        match self.process.take() {
+            Some(process) if closed.is_ok() => process.leave(),
+            process => drop(process),
+        }
         if let Some(conversation) = self.conversation.take() {
             conversation.end();
         }
