@@ -63,8 +63,8 @@ pub(super) fn install(allowed: Allowed) -> io::Result<()> {
 }
 
 /// A binary search by number tells calls that are allowed from those that are not; the library's
-/// program decides those with rules. When the kernel takes a program in it walks it once for each call
-/// that there is, and threads wait for that when a machine starts: so the walks are short.
+/// program decides those with rules. When the kernel takes a program in it compiles it, and walks it
+/// once for each call that there is; threads wait for that when a machine starts. So it is short.
 fn compile(allowed: Allowed) -> io::Result<BpfProgram> {
     let steps = steps(&allowed);
     let ruled = allowed.into_iter().filter(|(_, rules)| !rules.is_empty());
@@ -75,40 +75,41 @@ fn compile(allowed: Allowed) -> io::Result<BpfProgram> {
         TargetArch::x86_64,
     );
     let filter = filter.and_then(BpfProgram::try_from);
-    let mut program = vec![
-        instruction(LOAD_WORD, ARCHITECTURE, 0, 0),
-        instruction(JUMP_IF_EQUAL, AUDIT_ARCH_X86_64, 1, 0),
-        Answer::Kill.instruction(),
-        instruction(LOAD_WORD, NUMBER, 0, 0),
-    ];
-    search(&steps, &mut program)?;
-    let end = program.len();
-    for (at, one) in program.iter_mut().enumerate() {
-        if one.code == JUMP {
-            one.k = (end - at - 1) as u32;
-        }
+    // Jumps go forward: from the last instruction to the first, all know where their targets are.
+    let mut reversed = filter.map_err(io::Error::other)?;
+    reversed.reverse();
+    let rules = reversed.len();
+    for answer in [Answer::Ruled, Answer::Missing, Answer::Allow, Answer::Kill] {
+        reversed.push(answer.instruction(reversed.len() - rules));
     }
-    program.extend(filter.map_err(io::Error::other)?);
-    Ok(program)
+    let kill = reversed.len() - 1;
+    let search = search(&steps, rules, &mut reversed)?;
+    debug_assert_eq!(search, reversed.len() - 1);
+    reversed.push(instruction(LOAD_WORD, NUMBER, 0, 0));
+    let other = jump(&reversed, kill)?;
+    reversed.push(instruction(JUMP_IF_EQUAL, AUDIT_ARCH_X86_64, 0, other));
+    reversed.push(instruction(LOAD_WORD, ARCHITECTURE, 0, 0));
+    reversed.reverse();
+    Ok(reversed)
 }
 
 /// What becomes of a call.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Answer {
-    Allow,
     /// As its arguments are.
     Ruled,
     Missing,
+    Allow,
     Kill,
 }
 
 impl Answer {
-    fn instruction(self) -> sock_filter {
+    /// Its instruction, which has `behind` others between itself and the rules.
+    fn instruction(self, behind: usize) -> sock_filter {
         match self {
-            Answer::Allow => instruction(RETURN, RET_ALLOW, 0, 0),
-            // To the rules, wherever they will be.
-            Answer::Ruled => instruction(JUMP, 0, 0, 0),
+            Answer::Ruled => instruction(JUMP, behind as u32, 0, 0),
             Answer::Missing => instruction(RETURN, RET_ERRNO | libc::ENOSYS as u32, 0, 0),
+            Answer::Allow => instruction(RETURN, RET_ALLOW, 0, 0),
             Answer::Kill => instruction(RETURN, RET_KILL_PROCESS, 0, 0),
         }
     }
@@ -139,22 +140,27 @@ fn steps(allowed: &Allowed) -> Vec<(u32, Answer)> {
     steps
 }
 
-/// Adds instructions that end with the answer to the loaded number.
-fn search(steps: &[(u32, Answer)], program: &mut BpfProgram) -> io::Result<()> {
-    let (low, high) = steps.split_at(steps.len() / 2);
-    let Some(&(from, answer)) = high.first() else {
-        return Ok(());
-    };
-    if low.is_empty() {
-        program.push(answer.instruction());
-        return Ok(());
+/// Where in the reversed program the search among these steps begins; answers follow `rules`.
+fn search(steps: &[(u32, Answer)], rules: usize, reversed: &mut BpfProgram) -> io::Result<usize> {
+    match steps {
+        [] => Err(io::ErrorKind::InvalidInput.into()),
+        [(_, answer)] => Ok(rules + *answer as usize),
+        _ => {
+            let (low, high) = steps.split_at(steps.len() / 2);
+            let below = search(low, rules, reversed)?;
+            let above = search(high, rules, reversed)?;
+            let (below, above) = (jump(reversed, below)?, jump(reversed, above)?);
+            let from = high.first().map_or(0, |(from, _)| *from);
+            reversed.push(instruction(JUMP_IF_AT_LEAST, from, above, below));
+            Ok(reversed.len() - 1)
+        }
     }
-    let at = program.len();
-    program.push(instruction(JUMP_IF_AT_LEAST, from, 0, 0));
-    search(low, program)?;
-    let past = program.len() - at - 1;
-    program[at].jt = past.try_into().map_err(io::Error::other)?;
-    search(high, program)
+}
+
+/// How far the next instruction jumps to get to `target`.
+fn jump(reversed: &BpfProgram, target: usize) -> io::Result<u8> {
+    let over = reversed.len() - 1 - target;
+    over.try_into().map_err(io::Error::other)
 }
 
 fn instruction(code: u16, k: u32, jt: u8, jf: u8) -> sock_filter {
@@ -169,16 +175,21 @@ mod tests {
     use crate::host::Virtualization;
     use crate::sandbox::{Thread, calls};
 
-    /// What the search says of a call.
-    fn answer(program: &BpfProgram, call: u32) -> Answer {
-        let mut at = 3;
+    /// What a program says of a call before its rules.
+    fn answer(program: &BpfProgram, architecture: u32, call: u32) -> Answer {
+        let (mut at, mut loaded) = (0, 0);
         loop {
             let one = &program[at];
             at += 1;
+            let holds = match one.code {
+                JUMP_IF_EQUAL => loaded == one.k,
+                _ => loaded >= one.k,
+            };
             match (one.code, one.k) {
-                (LOAD_WORD, _) => {}
-                (JUMP_IF_AT_LEAST, from) if call >= from => at += usize::from(one.jt),
-                (JUMP_IF_AT_LEAST, _) => at += usize::from(one.jf),
+                (LOAD_WORD, ARCHITECTURE) => loaded = architecture,
+                (LOAD_WORD, NUMBER) => loaded = call,
+                (JUMP_IF_AT_LEAST | JUMP_IF_EQUAL, _) if holds => at += usize::from(one.jt),
+                (JUMP_IF_AT_LEAST | JUMP_IF_EQUAL, _) => at += usize::from(one.jf),
                 (JUMP, _) => return Answer::Ruled,
                 (RETURN, RET_ALLOW) => return Answer::Allow,
                 (RETURN, RET_KILL_PROCESS) => return Answer::Kill,
@@ -200,10 +211,10 @@ mod tests {
                     Some(rules) if rules.is_empty() => Answer::Allow,
                     Some(_) => Answer::Ruled,
                 };
-                assert!(
-                    answer(&program, call) == expected,
-                    "{thread:?}: call {call}"
-                );
+                let found = answer(&program, AUDIT_ARCH_X86_64, call);
+                assert!(found == expected, "{thread:?}: call {call}");
+                let found = answer(&program, 0x4000_0003, call);
+                assert!(found == Answer::Kill, "{thread:?}: call {call} of i386");
             }
         }
     }
@@ -218,7 +229,7 @@ mod tests {
             .filter(|(_, one)| one.code == JUMP);
         let (first, ruled) = jumps.clone().next().unwrap();
         let rules = first + 1 + ruled.k as usize;
-        // The library's part begins as each of its programs does.
+        // The library's programs begin so.
         assert_eq!(
             (program[rules].code, program[rules].k),
             (LOAD_WORD, ARCHITECTURE)
