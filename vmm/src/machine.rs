@@ -1,7 +1,9 @@
 //! A machine: its VM, memory, buses and vCPUs, from creation to stop.
 
 use std::io::{self, Write};
+use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::Instant;
 
 use cowshed_devices::bus::{self, Bus};
@@ -14,7 +16,7 @@ use cowshed_devices::legacy::{EventSink, MachineEvent};
 use cowshed_devices::threads::Threads;
 use cowshed_devices::virtio::device::VirtioDevice;
 use cowshed_devices::virtio::pci::VirtioPci;
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::GuestMemoryMmap;
 
@@ -72,8 +74,9 @@ pub struct Config {
 
 /// A machine whose guest has not started.
 pub struct Machine {
-    kvm: Kvm,
     vm: Arc<VmFd>,
+    /// What this host's processors and KVM offer.
+    supported: CpuId,
     config: Config,
     memory: GuestMemoryMmap,
     interrupts: Arc<Interrupts>,
@@ -104,35 +107,25 @@ impl Machine {
             return Err(Error::Cpus(config.cpus));
         }
         let kvm = Kvm::new().map_err(Error::Open)?;
-        let vm = kvm.create_vm().map_err(failed("create a VM"))?;
-        // First what KVM waits for all readers of the VM for: that takes it milliseconds once the VM
-        // has a device on a bus.
-        if config.virtualization == Virtualization::Emulated {
-            fallback::prepare(&vm).map_err(failed("filter the SYSCALL registers"))?;
-        }
-        let memory = memory::allocate(config.memory)?;
-        memory::register(&vm, &memory)?;
-        vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
-            .map_err(failed("place its identity map"))?;
-        vm.set_tss_address(layout::KVM_TSS as usize)
-            .map_err(failed("place its TSS"))?;
-        vm.create_irq_chip()
-            .map_err(failed("create the interrupt controllers"))?;
-        // The speaker port, because Linux calibrates with the timer behind it.
-        let pit = kvm_pit_config {
-            flags: KVM_PIT_SPEAKER_DUMMY,
-            ..Default::default()
-        };
-        vm.create_pit2(pit)
-            .map_err(failed("create the interval timer"))?;
+        // A processor that is virtual itself, as on rented machines, takes long to tell what it can do:
+        // as long as all of the following.
+        let (vm, memory, supported) = thread::scope(|scope| {
+            let ask = || kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
+            let asking = thread::Builder::new().spawn_scoped(scope, ask);
+            let asking = asking.map_err(|source| Error::Io("start a thread", source))?;
+            let (vm, memory) = create_vm(&kvm, &config)?;
+            let supported = asking.join().unwrap_or_else(|panic| resume_unwind(panic));
+            let supported = supported.map_err(failed("tell its CPUID"))?;
+            Ok::<_, Error>((vm, memory, supported))
+        })?;
 
         let vm = Arc::new(vm);
         let (pio, mmio) = (Arc::new(Bus::default()), Arc::new(Bus::default()));
         let pci = PciBus::new(vm.clone(), &mmio);
         let interrupts = Interrupts::new(vm.clone());
         let machine = Self {
-            kvm,
             vm,
+            supported,
             config,
             memory,
             interrupts,
@@ -231,10 +224,6 @@ impl Machine {
             tsc_khz: None,
             fallback: emulated,
         };
-        let supported = self
-            .kvm
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(failed("tell its CPUID"))?;
         let mut vcpus = Vec::with_capacity(self.config.cpus.into());
         for index in 0..self.config.cpus {
             let mut fd = self
@@ -242,7 +231,7 @@ impl Machine {
                 .create_vcpu(index.into())
                 .map_err(failed("create a vCPU"))?;
             processors.tsc_khz = processors.tsc_khz.or_else(|| fd.get_tsc_khz().ok());
-            let cpuid = processors.cpuid(&supported, index)?;
+            let cpuid = processors.cpuid(&self.supported, index)?;
             fd.set_cpuid2(&cpuid)
                 .map_err(failed("set a vCPU's CPUID"))?;
             firmware::prepare(&fd).map_err(failed("set up a vCPU"))?;
@@ -313,6 +302,32 @@ impl Drop for RunningMachine {
     fn drop(&mut self) {
         self.stop_vcpus();
     }
+}
+
+/// The VM with its memory, and the devices that KVM has.
+fn create_vm(kvm: &Kvm, config: &Config) -> Result<(VmFd, GuestMemoryMmap), Error> {
+    let vm = kvm.create_vm().map_err(failed("create a VM"))?;
+    // First what KVM waits for all readers of the VM for: that takes it milliseconds once the VM
+    // has a device on a bus.
+    if config.virtualization == Virtualization::Emulated {
+        fallback::prepare(&vm).map_err(failed("filter the SYSCALL registers"))?;
+    }
+    let memory = memory::allocate(config.memory)?;
+    memory::register(&vm, &memory)?;
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
+        .map_err(failed("place its identity map"))?;
+    vm.set_tss_address(layout::KVM_TSS as usize)
+        .map_err(failed("place its TSS"))?;
+    vm.create_irq_chip()
+        .map_err(failed("create the interrupt controllers"))?;
+    // The speaker port, because Linux calibrates with the timer behind it.
+    let pit = kvm_pit_config {
+        flags: KVM_PIT_SPEAKER_DUMMY,
+        ..Default::default()
+    };
+    vm.create_pit2(pit)
+        .map_err(failed("create the interval timer"))?;
+    Ok((vm, memory))
 }
 
 /// Puts the boot vCPU where the kernel expects to be entered. The others wait for its call.
