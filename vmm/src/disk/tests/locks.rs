@@ -151,6 +151,8 @@ fn an_overlay_in_use_is_locked_as_its_base_is() {
         qemu_error(&qemu_write(&fixture.path("base.qcow2")));
         assert!(fixture.open(disk.clone()).is_err());
         drop(ours);
+        // Programs that other tests start have our files until they run.
+        eventually(|| fixture.open(disk.clone()).is_ok());
     }
     // Below an overlay that QEMU writes, the base can be shared and the overlay cannot.
     let _theirs = Nbd::start(&fixture, &overlay, &[]);
