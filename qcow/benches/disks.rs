@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
 use cowshed_qcow::{
-    CheckOptions, Compression, FileStorage, Format, Image, OpenOptions, Storage, check,
+    CheckOptions, Compression, FileStorage, Format, Image, NewSnapshot, OpenOptions, Selector,
+    Storage, check,
 };
 use divan::Bencher;
 use divan::counter::BytesCount;
@@ -145,6 +146,28 @@ fn fragmented_map() -> u64 {
 fn fragmented_check() {
     let report = check(&FRAGMENTED, storage(), &CheckOptions::default()).unwrap();
     assert!(report.is_clean(), "{report:?}");
+}
+
+/// Cold: the image is opened for it. What it made is deleted before the next one.
+#[divan::bench(sample_count = 5, sample_size = 1)]
+fn fragmented_snapshot(bencher: Bencher<'_, '_>) {
+    let open = || {
+        let mut file = std::fs::File::options();
+        let file = file.read(true).write(true).open(&*FRAGMENTED);
+        let storage = FileStorage::without_sync(file.unwrap());
+        let options = OpenOptions::new(Format::Qcow2);
+        Image::open_over(&FRAGMENTED, Arc::new(storage), &options, None).unwrap()
+    };
+    let delete = || {
+        let image = open();
+        for snapshot in image.snapshots().unwrap() {
+            image.delete_snapshot(&Selector::Id(snapshot.id)).unwrap();
+        }
+    };
+    let snapshot = NewSnapshot::new("one");
+    let create = |()| open().create_snapshot(&snapshot).unwrap();
+    bencher.with_inputs(delete).bench_local_values(create);
+    delete();
 }
 
 /// 4 KiB here and there: nearly each needs another L2 slice.
