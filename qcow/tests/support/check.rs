@@ -1,13 +1,15 @@
 //! A small checker: counts references by walking the tables, and compares with the refcounts.
 //! Written apart from the crate's code, and held against `qemu-img check` by the suite `model`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 /// What was found wrong.
 #[derive(Debug, Default)]
 pub struct Report {
     pub corruptions: Vec<String>,
     pub leaks: Vec<u64>,
+    /// All that is live: what each cluster holds, and which one of those it is.
+    pub live: HashMap<u64, BTreeSet<(&'static str, u64)>>,
 }
 
 impl Report {
@@ -60,39 +62,45 @@ pub fn check(image: &[u8]) -> Report {
     let extended = v3 && bytes.u64(72) & 1 << 4 != 0;
     let width = if extended { 16 } else { 8 };
     let mut references: HashMap<u64, u64> = HashMap::new();
-    let mut count = |offset: u64, len: u64| {
+    let live = &mut report.live;
+    let mut count = |offset: u64, len: u64, what: &'static str, which: u64| {
         for c in offset / cluster..(offset + len).div_ceil(cluster) {
             *references.entry(c).or_default() += 1;
+            live.entry(c).or_default().insert((what, which));
         }
     };
+    let corruptions = &mut report.corruptions;
 
-    count(0, cluster);
+    count(0, cluster, "header", 0);
     let (l1, l1_entries) = (bytes.u64(40), bytes.u32(36));
     let (table, table_clusters) = (bytes.u64(48), bytes.u32(56));
-    count(l1, l1_entries * 8);
+    count(l1, l1_entries * 8, "L1 table", 0);
     // Where LUKS has its header, an extension says.
     let mut extension = if v3 { bytes.u32(100) } else { 72 };
     while bytes.u32(extension) != 0 && extension < cluster {
         if bytes.u32(extension) == 0x0537_be77 {
-            count(bytes.u64(extension + 8), bytes.u64(extension + 16));
+            count(
+                bytes.u64(extension + 8),
+                bytes.u64(extension + 16),
+                "LUKS header",
+                0,
+            );
         }
         extension += 8 + bytes.u32(extension + 4).next_multiple_of(8);
     }
-    count(table, table_clusters * cluster);
+    count(table, table_clusters * cluster, "refcount table", 0);
     let blocks: Vec<u64> = (0..table_clusters * cluster / 8)
         .map(|i| bytes.u64(table + i * 8))
         .collect();
     for block in blocks.iter().filter(|&&block| block != 0) {
         if !block.is_multiple_of(cluster) || *block >= image.len() as u64 {
-            report
-                .corruptions
-                .push(format!("refcount block at {block:#x}"));
+            corruptions.push(format!("refcount block at {block:#x}"));
         }
-        count(*block, cluster);
+        count(*block, cluster, "refcount block", *block);
     }
 
     for (offset, len) in bitmaps(&bytes, cluster) {
-        count(offset, len);
+        count(offset, len, "bitmap", 0);
     }
 
     // The active tree first, then those of the snapshots.
@@ -101,11 +109,11 @@ pub fn check(image: &[u8]) -> Report {
     let mut at = start;
     for _ in 0..snapshots {
         trees.push((bytes.u64(at), bytes.u32(at + 8)));
-        count(bytes.u64(at), bytes.u32(at + 8) * 8);
+        count(bytes.u64(at), bytes.u32(at + 8) * 8, "L1 table", 0);
         let len = 40 + bytes.u16(at + 12) + bytes.u16(at + 14) + bytes.u32(at + 36);
         at += len.next_multiple_of(8);
     }
-    count(start, at - start);
+    count(start, at - start, "snapshot table", 0);
 
     let mut copied: Vec<(u64, bool, &str)> = Vec::new();
     for (tree, (l1, entries)) in trees.into_iter().enumerate() {
@@ -116,20 +124,20 @@ pub fn check(image: &[u8]) -> Report {
                 continue;
             }
             if !l2.is_multiple_of(cluster) || l2 >= image.len() as u64 {
-                report.corruptions.push(format!("L1 entry {i}: {entry:#x}"));
+                corruptions.push(format!("L1 entry {i}: {entry:#x}"));
                 continue;
             }
-            count(l2, cluster);
+            count(l2, cluster, "L2 table", i);
             if tree == 0 {
                 copied.push((l2 / cluster, entry >> 63 == 1, "L2 table"));
             }
             for j in 0..cluster / width {
                 let entry = bytes.u64(l2 + j * width);
+                let guest = (i * (cluster / width) + j) * cluster;
                 if external {
-                    let guest = (i * (cluster / width) + j) * cluster;
                     if entry & !1 != 0 && entry & !1 != guest | 1 << 63 {
                         let of = format!("L2 entry for {guest:#x}: {entry:#x}");
-                        report.corruptions.push(of);
+                        corruptions.push(of);
                     }
                     continue;
                 }
@@ -138,7 +146,9 @@ pub fn check(image: &[u8]) -> Report {
                     let offset = entry & ((1 << split) - 1);
                     let sectors = (entry & !(3 << 62)) >> split;
                     let first = offset & !511;
-                    count_span(&mut count, first, (sectors + 1) * 512, cluster);
+                    let start = first / cluster * cluster;
+                    let end = (first + (sectors + 1) * 512).next_multiple_of(cluster);
+                    count(start, end - start, "compressed", guest);
                     continue;
                 }
                 let host = entry & OFFSET;
@@ -149,21 +159,17 @@ pub fn check(image: &[u8]) -> Report {
                     );
                     if zero & alloc != 0 || host == 0 && alloc != 0 {
                         let bits = format!("zero {zero:#x}, allocated {alloc:#x}");
-                        report
-                            .corruptions
-                            .push(format!("L2 entry {j} of {l2:#x}: {entry:#x}, {bits}"));
+                        corruptions.push(format!("L2 entry {j} of {l2:#x}: {entry:#x}, {bits}"));
                     }
                 }
                 if host == 0 {
                     continue;
                 }
                 if !host.is_multiple_of(cluster) || host >= image.len() as u64 {
-                    report
-                        .corruptions
-                        .push(format!("L2 entry {j} of {l2:#x}: {entry:#x}"));
+                    corruptions.push(format!("L2 entry {j} of {l2:#x}: {entry:#x}"));
                     continue;
                 }
-                count(host, cluster);
+                count(host, cluster, "data", guest);
                 if tree == 0 {
                     copied.push((host / cluster, entry >> 63 == 1, "data"));
                 }
@@ -236,9 +242,4 @@ fn bitmaps(bytes: &Bytes<'_>, cluster: u64) -> Vec<(u64, u64)> {
     }
     assert_eq!(at, directory + len, "the directory's length");
     places
-}
-
-fn count_span(count: &mut impl FnMut(u64, u64), offset: u64, len: u64, cluster: u64) {
-    let start = offset / cluster * cluster;
-    count(start, (offset + len).next_multiple_of(cluster) - start);
 }
