@@ -1,5 +1,6 @@
 //! Clusters to compressed bytes and back: zlib (raw deflate) and zstd.
 
+use std::cell::RefCell;
 use std::io;
 
 use flate2::{Compress, Decompress, FlushCompress, FlushDecompress, Status};
@@ -74,21 +75,61 @@ impl Compressor {
         } else {
             content
         };
-        let stream = match self.compression {
-            Compression::Zlib => self.deflate(content),
-            Compression::Zstd => zstd::bulk::compress(content, self.level).ok(),
-        };
-        let stream = stream.filter(|stream| stream.len() < self.cluster)?;
+        let stream = ENCODER.with_borrow_mut(|encoder| {
+            if encoder.as_ref().is_none_or(|encoder| encoder.by != *self) {
+                *encoder = Encoder::new(*self);
+            }
+            encoder.as_mut()?.encode(content)
+        })?;
         Some(CompressedCluster { by: *self, stream })
     }
+}
 
-    fn deflate(&self, content: &[u8]) -> Option<Vec<u8>> {
-        let level = flate2::Compression::new(self.level as u32);
-        let mut deflater = Compress::new_with_window_bits(level, false, DEFLATE_WINDOW);
-        let mut stream = vec![0; self.cluster];
-        let status = deflater.compress(content, &mut stream, FlushCompress::Finish);
-        stream.truncate(deflater.total_out() as usize);
-        matches!(status, Ok(Status::StreamEnd)).then_some(stream)
+thread_local! {
+    /// What this thread used last: to make one takes as long as to compress a cluster.
+    static ENCODER: RefCell<Option<Encoder>> = const { RefCell::new(None) };
+}
+
+/// What compresses, and memory for the outcome.
+struct Encoder {
+    by: Compressor,
+    method: Method,
+    /// One byte less than a cluster: more is no gain.
+    out: Vec<u8>,
+}
+
+enum Method {
+    Deflate(Compress),
+    Zstd(zstd::bulk::Compressor<'static>),
+}
+
+impl Encoder {
+    /// `None` without memory for it.
+    fn new(by: Compressor) -> Option<Self> {
+        let method = match by.compression {
+            Compression::Zlib => {
+                let level = flate2::Compression::new(by.level as u32);
+                let deflater = Compress::new_with_window_bits(level, false, DEFLATE_WINDOW);
+                Method::Deflate(deflater)
+            }
+            Compression::Zstd => Method::Zstd(zstd::bulk::Compressor::new(by.level).ok()?),
+        };
+        let out = vec![0; by.cluster.saturating_sub(1)];
+        Some(Encoder { by, method, out })
+    }
+
+    /// Compresses a cluster, if that makes it smaller.
+    fn encode(&mut self, content: &[u8]) -> Option<Vec<u8>> {
+        let out = &mut self.out[..];
+        let len = match &mut self.method {
+            Method::Deflate(deflater) => {
+                deflater.reset();
+                let status = deflater.compress(content, out, FlushCompress::Finish);
+                matches!(status, Ok(Status::StreamEnd)).then_some(deflater.total_out() as usize)
+            }
+            Method::Zstd(compressor) => compressor.compress_to_buffer(content, out).ok(),
+        };
+        out.get(..len?).map(<[u8]>::to_vec)
     }
 }
 

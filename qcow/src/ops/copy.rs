@@ -109,6 +109,13 @@ struct Piece {
     what: What,
 }
 
+impl Piece {
+    /// Whether bytes of this range are more of the same.
+    fn goes_on(&self, range: &Range<u64>) -> bool {
+        matches!(self.what, What::Bytes) && self.range.end == range.start
+    }
+}
+
 enum What {
     Zeros,
     /// Bytes of the buffer.
@@ -328,8 +335,18 @@ fn compress(
             let len = (range.end - range.start) as usize;
             let content = buffer.get(from..from + len).unwrap_or_default();
             let compressed = compressor.compress(content);
-            let what = compressed.map_or(What::Bytes, What::Compressed);
-            smaller.push(Piece { range, what });
+            match (compressed, smaller.last_mut()) {
+                (Some(cluster), _) => {
+                    let what = What::Compressed(cluster);
+                    smaller.push(Piece { range, what });
+                }
+                // In one write with what comes before it.
+                (None, Some(last)) if last.goes_on(&range) => last.range.end = range.end,
+                (None, _) => {
+                    let what = What::Bytes;
+                    smaller.push(Piece { range, what });
+                }
+            }
         }
     }
     smaller

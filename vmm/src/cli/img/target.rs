@@ -103,11 +103,12 @@ fn data_file(path: &Path, name: String, raw: bool, durable: bool) -> Result<Data
 
 fn locked(path: &Path, file: File, durable: bool) -> Result<Arc<dyn Storage>, Failure> {
     lock(&file, Use::Write).map_err(|error| failed(path)(io::Error::other(error)))?;
-    Ok(Arc::new(if durable {
+    let storage = if durable {
         FileStorage::new(file)
     } else {
         FileStorage::without_sync(file)
-    }))
+    };
+    Ok(Arc::new(storage.from_nothing()))
 }
 
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> Failure {
