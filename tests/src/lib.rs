@@ -7,6 +7,7 @@ pub mod base;
 pub mod cowshed;
 pub mod guest;
 pub mod image;
+pub mod img;
 mod initramfs;
 pub mod nested;
 pub mod process;

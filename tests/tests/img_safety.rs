@@ -5,9 +5,11 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use cowshed_tests::cowshed::binary;
-use cowshed_tests::skip;
+use cowshed_tests::{process, skip};
+use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
 /// A disk of 3 MiB without zeros.
@@ -211,4 +213,68 @@ fn ctrl_c_leaves_the_source_and_no_target() {
             ),
         );
     }
+}
+
+/// Where the file system makes no files without a name, a new image has a temporary one: nobody is left
+/// with that.
+#[test]
+fn a_signal_takes_the_temporary_name_away() {
+    const CONVERT: &str = "img convert -f raw -O qcow2 -r 64k raw new";
+    let (folder, beside) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let folder = folder.path();
+    let log = beside.path().join("log");
+    fs::write(folder.join("raw"), content()).unwrap();
+    // The call that asks for one, by its number.
+    let words = CONVERT.replace("-r 64k ", "");
+    let find = format!(
+        "strace -o {log} -e trace=open,openat \"$COWSHED\" {words}
+        rm new
+        call=$(grep O_TMPFILE {log} | head -n 1 | cut -d'(' -f1)
+        number=$(grep \"^$call(\" {log} | grep -n O_TMPFILE | head -n 1 | cut -d: -f1)
+        echo $call:error=EOPNOTSUPP:when=$number",
+        log = log.display()
+    );
+    let found = shell(&["env"], folder, &find);
+    if !found.status.success() {
+        skip::say(&format!("no strace: {}", text(&found.stderr)));
+        return;
+    }
+    let inject = format!("inject={}", text(&found.stdout).trim());
+    let names = || {
+        let entries = fs::read_dir(folder).unwrap();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    for (signal, old) in [
+        (Signal::INT, None),
+        (Signal::TERM, None),
+        (Signal::HUP, Some("old")),
+    ] {
+        if let Some(old) = old {
+            fs::write(folder.join("new"), old).unwrap();
+        }
+        let before = names();
+        let mut child = Command::new("strace")
+            .args(["-o", "/dev/null", "-e", "trace=open,openat", "-e", &inject])
+            .arg(binary())
+            .args(CONVERT.split(' '))
+            .current_dir(folder)
+            .spawn()
+            .unwrap();
+        let limit = Duration::from_secs(60);
+        let id = process::until("a temporary name", limit, || {
+            let name = names()
+                .into_iter()
+                .find(|name| name.starts_with(".cowshed-"))?;
+            name.split('-').nth(1)?.parse().ok()
+        });
+        rustix::process::kill_process(Pid::from_raw(id).unwrap(), signal).unwrap();
+        let status = process::wait(&mut child, limit).expect("it ends");
+        assert!(!status.success(), "{signal:?}: {status}");
+        assert_eq!(names(), before, "{signal:?}");
+    }
+    assert_eq!(fs::read(folder.join("new")).unwrap(), b"old");
 }

@@ -12,6 +12,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Once;
 
+use super::holders::holders;
+
 /// What is done with an image while it is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Use {
@@ -27,13 +29,13 @@ pub(crate) enum Use {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LockError {
     /// Another process writes it.
-    #[error("another process writes to it: wait for that to end")]
-    Written,
+    #[error("another process{0} writes to it: wait for that to end")]
+    Written(String),
     /// Another process relies on its content.
     #[error(
-        "another process uses it and would see it change: end that first, or write to an overlay"
+        "another process{0} uses it and would see it change: end that first, or write to an overlay"
     )]
-    Read,
+    Read(String),
     /// Asking failed.
     #[error("cannot lock it")]
     Io(#[source] io::Error),
@@ -84,12 +86,12 @@ fn claim(file: &File, how: Use) -> Result<(), LockError> {
     }
     for p in does {
         if is_held(file, FORBIDS + p).map_err(LockError::Io)? {
-            return Err(LockError::Read);
+            return Err(LockError::Read(holders(file)));
         }
     }
     for p in forbids {
         if is_held(file, DOES + p).map_err(LockError::Io)? {
-            return Err(LockError::Written);
+            return Err(LockError::Written(holders(file)));
         }
     }
     Ok(())

@@ -7,6 +7,7 @@
 mod adapter;
 mod base;
 pub(crate) mod files;
+mod holders;
 pub(crate) mod lock;
 pub(crate) mod new_file;
 mod overlay;

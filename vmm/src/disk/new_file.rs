@@ -62,6 +62,17 @@ impl NewFile {
         Err(Errno::EXIST.into())
     }
 
+    /// The names in `path`'s folder that it may have for a while, before it is `path`.
+    pub(crate) fn temporary_names(&self, path: &Path) -> Vec<PathBuf> {
+        let target = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let while_replacing = target.exists().then(|| beside_its_target(&target));
+        self.temporary
+            .iter()
+            .cloned()
+            .chain(while_replacing)
+            .collect()
+    }
+
     pub(super) fn file(&self) -> &File {
         &self.file
     }
@@ -89,7 +100,7 @@ impl NewFile {
             .set_permissions(target.metadata()?.permissions())?;
         self.file.sync_all()?;
         let folder = folder_of(&target);
-        let temporary = folder.join(format!(".cowshed-{}-new", std::process::id()));
+        let temporary = beside_its_target(&target);
         self.name(&temporary)?;
         std::fs::rename(&temporary, &target).inspect_err(|_| {
             // The first error says why.
@@ -120,6 +131,11 @@ impl Drop for NewFile {
             let _ = std::fs::remove_file(temporary);
         }
     }
+}
+
+/// The name that a file has before it takes that of `target`.
+fn beside_its_target(target: &Path) -> PathBuf {
+    folder_of(target).join(format!(".cowshed-{}-new", std::process::id()))
 }
 
 /// Gives a file without a name the name `path`; one that cannot be linked there is copied.

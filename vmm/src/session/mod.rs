@@ -3,7 +3,7 @@
 
 mod events;
 mod job;
-mod signals;
+pub(crate) mod signals;
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};

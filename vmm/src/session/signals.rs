@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use libc::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use rustix::event::{PollFd, PollFlags, poll};
 
 /// The signals that are passed on or end the run in good order.
 const FORWARDED: [libc::c_int; 4] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT];
@@ -32,28 +33,14 @@ impl Patience {
 }
 
 /// The signals, blocked: they wait until somebody asks for them.
-pub(super) struct Signals(OwnedFd);
+pub(crate) struct Signals(OwnedFd);
 
 impl Signals {
     /// Blocks them. Call it before there is another thread or process: those inherit that; one that does
     /// not block them would be killed by them.
-    pub(super) fn block() -> io::Result<Self> {
-        let mut set = std::mem::MaybeUninit::uninit();
-        // SAFETY: `sigemptyset` initialises what it is given.
-        unsafe { libc::sigemptyset(set.as_mut_ptr()) };
-        // SAFETY: initialised just now.
-        let mut set = unsafe { set.assume_init() };
-        for signal in FORWARDED.into_iter().filter(|signal| !is_ignored(*signal)) {
-            // SAFETY: a set of this function and a signal that exists.
-            unsafe { libc::sigaddset(&raw mut set, signal) };
-        }
-        // SAFETY: the set is initialised; nobody asks for the old one.
-        match unsafe {
-            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut())
-        } {
-            0 => {}
-            error => return Err(io::Error::from_raw_os_error(error)),
-        }
+    pub(crate) fn block() -> io::Result<Self> {
+        let wanted = FORWARDED.into_iter().filter(|signal| !is_ignored(*signal));
+        let set = change_mask(libc::SIG_BLOCK, wanted)?;
         // SAFETY: reads the set, and makes a descriptor.
         match unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) }
         {
@@ -61,6 +48,27 @@ impl Signals {
             // SAFETY: new, and nobody else's.
             fd => Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) })),
         }
+    }
+
+    /// Waits for one and gives its number.
+    pub(crate) fn wait(&self) -> u8 {
+        loop {
+            let mut ready = [PollFd::new(self, PollFlags::IN)];
+            // An interrupted wait begins again.
+            let _ = poll(&mut ready, None);
+            if let Some(number) = self.next() {
+                return number;
+            }
+        }
+    }
+
+    /// Ends the process as that signal does where nobody blocks it.
+    pub(crate) fn end_with(&self, number: u8) -> ! {
+        // Without that it ends with the status that a shell would give it.
+        let _ = change_mask(libc::SIG_UNBLOCK, [number.into()]);
+        // SAFETY: a signal that has come, so there is one of this number.
+        unsafe { libc::raise(number.into()) };
+        std::process::exit(128 + i32::from(number))
     }
 
     /// The number of one that has come.
@@ -76,6 +84,27 @@ impl Signals {
 impl AsFd for Signals {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+/// Changes which signals this thread blocks, and gives the set of those.
+fn change_mask(
+    how: libc::c_int,
+    signals: impl IntoIterator<Item = libc::c_int>,
+) -> io::Result<libc::sigset_t> {
+    let mut set = std::mem::MaybeUninit::uninit();
+    // SAFETY: `sigemptyset` initialises what it is given.
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    // SAFETY: initialised just now.
+    let mut set = unsafe { set.assume_init() };
+    for signal in signals {
+        // SAFETY: a set of this function and a signal that exists.
+        unsafe { libc::sigaddset(&raw mut set, signal) };
+    }
+    // SAFETY: the set is initialised; nobody asks for the old one.
+    match unsafe { libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut()) } {
+        0 => Ok(set),
+        error => Err(io::Error::from_raw_os_error(error)),
     }
 }
 

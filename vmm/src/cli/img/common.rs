@@ -43,10 +43,11 @@ pub(super) struct Caches {
 
 /// A format by its name on the command line.
 pub(super) fn format(name: &str) -> Result<Format, String> {
-    Format::from_name(name).ok_or_else(|| {
-        format!(
+    Format::from_name(name).ok_or_else(|| match name {
+        "luks" => "luks is a way to encrypt qcow2 here: -f qcow2 -o encrypt.format=luks".into(),
+        _ => format!(
             "the format {name:?} is not supported: qcow2 and raw are (convert it with qemu-img)"
-        )
+        ),
     })
 }
 

@@ -31,7 +31,13 @@ const BITMAP_STEP: u64 = 1 << 40;
 Examples:
   cowshed img convert -f raw -O qcow2 disk.raw disk.qcow2
   cowshed img convert -O qcow2 -c -o compression_type=zstd disk.qcow2 small.qcow2
-  cowshed img convert -O qcow2 -B base.qcow2 -F qcow2 overlay.qcow2 moved.qcow2"
+  cowshed img convert -O qcow2 -B base.qcow2 -F qcow2 overlay.qcow2 moved.qcow2
+  cowshed img convert -O raw overlay.qcow2 flat.raw
+  cowshed img convert -O qcow2 -l before disk.qcow2 was.qcow2
+  cowshed img convert --object secret,id=k,file=password -O qcow2 \\
+    -o encrypt.format=luks,encrypt.key-secret=k disk.qcow2 secret.qcow2
+  cowshed img convert --object secret,id=k,file=password -O qcow2 \\
+    --image-opts driver=qcow2,file.filename=secret.qcow2,encrypt.key-secret=k open.qcow2"
 )]
 pub(super) struct ConvertArgs {
     /// Format of the sources
@@ -129,8 +135,9 @@ pub(super) struct ConvertArgs {
 
 pub(super) fn run(args: &ConvertArgs) -> Result<u8, Failure> {
     let usage = |text: &str| Err(Failure::Usage(text.to_owned()));
-    let Some((path, sources)) = args.files.split_last() else {
-        return usage("name the source and the target");
+    let (path, sources) = match args.files.split_last() {
+        Some((path, sources)) if !sources.is_empty() => (path, sources),
+        _ => return usage("name the source and the target"),
     };
     let wanted = Wanted::parse(&args.options, args.backing.as_deref(), args.backing_format)?;
     if args.compress && args.output_format == Format::Raw {

@@ -20,6 +20,8 @@ use crate::cli::value;
 Examples:
   cowshed img create -f qcow2 disk.qcow2 20G
   cowshed img create -f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2
+  cowshed img create -f qcow2 --object secret,id=k,file=password \\
+    -o encrypt.format=luks,encrypt.key-secret=k secret.qcow2 20G
   cowshed img create -f qcow2 -o help")]
 pub(super) struct CreateArgs {
     /// Format of the new image

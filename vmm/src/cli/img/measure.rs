@@ -4,8 +4,8 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use clap::Args;
-use cowshed_qcow::Format;
 use cowshed_qcow::ops::measure;
+use cowshed_qcow::{Format, Image};
 use serde::Serialize;
 
 use super::Failure;
@@ -55,6 +55,9 @@ pub(super) struct MeasureArgs {
 struct Json {
     required: u64,
     fully_allocated: u64,
+    /// What `convert --bitmaps` would add, where both formats have bitmaps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bitmaps: Option<u64>,
 }
 
 pub(super) fn run(args: &MeasureArgs) -> Result<u8, Failure> {
@@ -66,7 +69,7 @@ pub(super) fn run(args: &MeasureArgs) -> Result<u8, Failure> {
         }
     };
     let wanted = Wanted::parse(&args.options, None, None)?;
-    let size = source.as_ref().map_or(0, cowshed_qcow::Image::size);
+    let size = source.as_ref().map_or(0, Image::size);
     let size = args.size.or(wanted.size).unwrap_or(size);
     let size = size
         .checked_next_multiple_of(512)
@@ -75,6 +78,7 @@ pub(super) fn run(args: &MeasureArgs) -> Result<u8, Failure> {
         Format::Raw => Json {
             required: size,
             fully_allocated: size,
+            bitmaps: None,
         },
         Format::Qcow2 => {
             let options = wanted.qcow2(size, &args.access.object)?;
@@ -82,6 +86,10 @@ pub(super) fn run(args: &MeasureArgs) -> Result<u8, Failure> {
             Json {
                 required: found.required,
                 fully_allocated: found.fully_allocated,
+                bitmaps: match &source {
+                    Some(source) if options.version >= 3 => bitmaps(source, options.cluster_size)?,
+                    _ => None,
+                },
             }
         }
     };
@@ -91,5 +99,25 @@ pub(super) fn run(args: &MeasureArgs) -> Result<u8, Failure> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "required size: {}", found.required)?;
     writeln!(out, "fully allocated size: {}", found.fully_allocated)?;
+    if let Some(bytes) = found.bitmaps {
+        writeln!(out, "bitmaps size: {bytes}")?;
+    }
     Ok(0)
+}
+
+/// Room that the bitmaps of `source` take in an image of such clusters: their bits, the table of
+/// each, the directory of all. `None` if it can have none.
+fn bitmaps(source: &Image, cluster: u32) -> Result<Option<u64>, Failure> {
+    if source.format(0) != Some(Format::Qcow2) {
+        return Ok(None);
+    }
+    let cluster = u64::from(cluster);
+    let (mut size, mut directory) = (0, 0);
+    for bitmap in source.bitmaps()? {
+        let bytes = source.size().div_ceil(bitmap.granularity).div_ceil(8);
+        let clusters = bytes.div_ceil(cluster);
+        size += clusters * cluster + (clusters * 8).next_multiple_of(cluster);
+        directory += (24 + bitmap.name.len() as u64).next_multiple_of(8);
+    }
+    Ok(Some(size + directory.next_multiple_of(cluster)))
 }

@@ -9,6 +9,7 @@ mod compare;
 mod convert;
 mod create;
 mod info;
+mod interrupt;
 mod map;
 mod measure;
 mod open;
@@ -62,11 +63,17 @@ impl FromArgMatches for ImgArgs {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  cowshed img create -f qcow2 disk.qcow2 20G
-  cowshed img create -f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2
-  cowshed img convert -f raw -O qcow2 disk.raw disk.qcow2
-  cowshed img snapshot -c before disk.qcow2
-  cowshed img check disk.qcow2
+  cowshed img create -f qcow2 disk.qcow2 20G                         a new disk
+  cowshed img create -f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2   one that starts as another is
+  cowshed img info overlay.qcow2                                     what it is, and what is beneath
+  cowshed img convert -f raw -O qcow2 disk.raw copy.qcow2            another format
+  cowshed img convert -O qcow2 -c overlay.qcow2 small.qcow2          one file to give away
+  cowshed img commit overlay.qcow2                                   what was written goes to the base
+  cowshed img rebase -b '' overlay.qcow2                             no base any more
+  cowshed img resize disk.qcow2 +10G                                 room for more
+  cowshed img snapshot -c before disk.qcow2                          a state to go back to,
+  cowshed img snapshot -a before disk.qcow2                          and back
+  cowshed img check disk.qcow2                                       is it sound?
 
 `alias qemu-img='cowshed img'` keeps scripts working that name formats and parse JSON.")]
 struct Words {
@@ -89,6 +96,17 @@ enum Command {
     Rebase(rebase::RebaseArgs),
     Resize(resize::ResizeArgs),
     Snapshot(snapshot::SnapshotArgs),
+    #[command(hide = true)]
+    Dd(Anything),
+    #[command(hide = true)]
+    Bench(Anything),
+}
+
+/// Whatever follows.
+#[derive(Args, Debug)]
+struct Anything {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    _words: Vec<std::ffi::OsString>,
 }
 
 /// Status of a command that failed, as with `qemu-img`.
@@ -102,7 +120,29 @@ enum Failure {
     Usage(String),
     /// A file cannot be opened, or is not what was said of it.
     #[error(transparent)]
-    Disk(#[from] disk::Error),
+    Disk(disk::Error),
+    /// A file to be read, which another process writes.
+    #[error("cannot open the image {}, or only with -U and whatever it has just now", path.display())]
+    Busy {
+        /// The file.
+        path: PathBuf,
+        /// Who writes it.
+        source: std::io::Error,
+    },
+    /// A file without qcow2's magic number and of no named format.
+    #[error(
+        "{} is not a qcow2 image; if it is the disk's bytes as they are, say so: -f raw, and -F raw \
+         of the second image of compare", .0.display()
+    )]
+    Unnamed(PathBuf),
+    /// What qemu-img has and this has not.
+    #[error("there is no cowshed img {command}: {instead}")]
+    Missing {
+        /// qemu-img's name for it.
+        command: &'static str,
+        /// What does the same.
+        instead: &'static str,
+    },
     /// An encrypted image without its password, or with another.
     #[error(
         "{0} (a password comes with --object secret,id=NAME,file=FILE --image-opts \
@@ -125,6 +165,15 @@ enum Failure {
     Output(#[from] std::io::Error),
 }
 
+impl From<disk::Error> for Failure {
+    fn from(error: disk::Error) -> Self {
+        match error {
+            disk::Error::Unnamed(path) => Self::Unnamed(path),
+            error => Self::Disk(error),
+        }
+    }
+}
+
 impl From<cowshed_qcow::Error> for Failure {
     fn from(error: cowshed_qcow::Error) -> Self {
         match error {
@@ -132,6 +181,10 @@ impl From<cowshed_qcow::Error> for Failure {
             error => Self::Image(error),
         }
     }
+}
+
+fn missing(command: &'static str, instead: &'static str) -> Result<u8, Failure> {
+    Err(Failure::Missing { command, instead })
 }
 
 /// Runs a command and gives its status.
@@ -150,6 +203,14 @@ pub(super) fn run(args: ImgArgs) -> ExitCode {
         Command::Rebase(args) => (rebase::run(&args), FAILED),
         Command::Resize(args) => (resize::run(&args), FAILED),
         Command::Snapshot(args) => (snapshot::run(&args), FAILED),
+        Command::Dd(_) => {
+            let instead = "convert copies images, and dd copies parts of what convert -O raw makes";
+            (missing("dd", instead), FAILED)
+        }
+        Command::Bench(_) => {
+            let instead = "measure within a guest, with fio for example, or with qemu-img";
+            (missing("bench", instead), FAILED)
+        }
     };
     result.map_or_else(
         |failure| {

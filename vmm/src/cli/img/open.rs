@@ -9,7 +9,7 @@ use cowshed_qcow::{Format, Image, OpenOptions, ReferencePolicy, Secret, Selector
 use super::secrets::{SecretObject, find};
 use super::{Failure, common, options};
 use crate::disk::files::{Files, recognise, storage};
-use crate::disk::lock::Use;
+use crate::disk::lock::{LockError, Use};
 
 /// Which files may be opened because an image names them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -134,7 +134,16 @@ impl Access {
         named: &Named,
         how: Use,
     ) -> Result<(Arc<dyn Storage>, Format), Failure> {
-        let storage = storage(&named.path, how).map_err(|error| failed(&named.path, error))?;
+        let storage = storage(&named.path, how).map_err(|error| {
+            let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
+            match (how, cause) {
+                (Use::Read, Some(LockError::Written(_))) => Failure::Busy {
+                    path: named.path.clone(),
+                    source: error,
+                },
+                _ => failed(&named.path, error),
+            }
+        })?;
         let format = match named.format {
             Some(format) => format,
             None => recognise(&named.path, &*storage)?,

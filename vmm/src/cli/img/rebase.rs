@@ -20,9 +20,9 @@ use crate::disk::lock::Use;
 #[command(after_help = "\
 Examples:
   cowshed img rebase -b newer.qcow2 -F qcow2 overlay.qcow2
-  cowshed img rebase -b '' overlay.qcow2                      no backing file any more
-  cowshed img rebase -c -b '' overlay.qcow2                   the same, compressed
-  cowshed img rebase -u -b moved.qcow2 -F qcow2 overlay.qcow2 only the name changes")]
+  cowshed img rebase -b '' overlay.qcow2                        no backing file any more
+  cowshed img rebase -c -b '' overlay.qcow2                     the same, compressed
+  cowshed img rebase -u -b moved.qcow2 -F qcow2 overlay.qcow2   only the name changes")]
 pub(super) struct RebaseArgs {
     /// Format of the image
     #[arg(short, value_name = "FORMAT", value_parser = common::format)]

@@ -56,6 +56,13 @@ pub(super) fn run(args: &ResizeArgs) -> Result<u8, Failure> {
     let named = args.access.name(&args.image, args.format)?;
     let image = args.access.open(&named, Use::Write)?;
     let size = wanted(&args.size, image.size())?;
+    if size < image.size() && !args.shrink {
+        let (path, old) = (named.path.display(), human(image.size()));
+        let text = format!(
+            "{path} has {old}: to make it smaller, and lose what lies past its new end, add --shrink"
+        );
+        return Err(Failure::Usage(text));
+    }
     image.resize(
         size,
         &ResizeOptions {

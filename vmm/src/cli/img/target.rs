@@ -9,6 +9,7 @@ use cowshed_qcow::{
     DataFile, FileStorage, Format, Image, OpenOptions, ResizeOptions, Storage, create,
 };
 
+use super::interrupt::remove_when_ended;
 use super::options::{self, Wanted};
 use super::secrets::SecretObject;
 use super::{Failure, open};
@@ -39,6 +40,10 @@ impl Target {
             storage(path, Use::Write).map_err(|error| open::failed(path, error))?;
         }
         let new = NewFile::beside(path).map_err(failed(path))?;
+        let temporary = new.temporary_names(path);
+        if !temporary.is_empty() {
+            remove_when_ended(temporary).map_err(failed(path))?;
+        }
         Ok(Self {
             path: path.to_owned(),
             new,

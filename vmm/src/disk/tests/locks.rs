@@ -85,7 +85,8 @@ fn readers_share_a_base_and_keep_writers_out() {
         ..fixture.base()
     };
     let message = fixture.refusal(direct.clone());
-    assert!(message.contains("another process uses it"), "{message}");
+    assert!(message.contains("another process (qemu-nbd "), "{message}");
+    assert!(message.contains(") uses it"), "{message}");
     let error = qemu_error(&qemu_write(&path));
     assert!(error.contains("Failed to get \"write\" lock"), "{error}");
     let error = qemu_error(&tool(
@@ -126,7 +127,7 @@ fn a_writer_keeps_everyone_out() {
     let theirs = Nbd::start(&fixture, &path, &[]);
     let message = fixture.refusal(fixture.base());
     assert!(
-        message.contains("another process writes to it"),
+        message.contains("another process (qemu-nbd ") && message.contains(") writes to it"),
         "{message}"
     );
     assert!(fixture.open(direct).is_err());
