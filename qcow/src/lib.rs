@@ -65,6 +65,7 @@ mod bitmap;
 mod cache;
 mod chain;
 mod check;
+mod commit;
 mod compress;
 mod content;
 mod create;

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::layer::{Layer, walk};
 use crate::pin::Pin;
-use crate::plan::{self, Extent, Fill, Plan};
+use crate::plan::{self, Extent, Plan};
 use crate::prepare::{Prepared, Step};
 use crate::qcow2::{Load, Place, Qcow2};
 use crate::way::{Way, way};
@@ -96,23 +96,6 @@ impl Image {
             false => None,
         };
         Ok(filled.map_or(Plan::Slow, |(extents, fill)| Plan::Fill { extents, fill }))
-    }
-
-    /// Lets the tables name what was written by a [plan](Plan::Fill), or gives its place back if
-    /// that failed. In either case nobody else waits for it any more.
-    ///
-    /// # Errors
-    /// The tables cannot be changed: the bytes are lost. If `written` is false there is none.
-    pub fn commit(&self, fill: Fill, written: bool) -> Result<()> {
-        let Some(qcow2) = self.writable_top()? else {
-            return Ok(());
-        };
-        let mut result = Ok(());
-        for part in &fill.parts {
-            result = result.and(qcow2.finish(part, written));
-        }
-        drop(fill);
-        result
     }
 
     /// Writes `buf` at `offset` of the disk.

@@ -4,9 +4,11 @@
 
 mod support;
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use cowshed_qcow::{Format, Image, OpenOptions, Plan};
+use cowshed_qcow::{Extent, Fill, Format, Image, OpenOptions, Plan};
 use support::{have_qemu, open_file, qemu_img, qemu_io};
 
 const CLUSTER: u64 = 128 << 10;
@@ -60,7 +62,7 @@ fn whole_subclusters_are_filled_and_parts_of_them_slow() {
 }
 
 #[test]
-fn without_subclusters_whole_clusters_are_brief() {
+fn without_subclusters_whole_clusters_are_filled() {
     if !have_qemu() {
         return;
     }
@@ -89,4 +91,84 @@ fn what_others_refer_to_or_is_compressed_is_replaced_as_a_whole() {
         assert_eq!(plan(&disk, offset, CLUSTER), "fill");
     }
     assert_eq!(plan(&disk, 2 * CLUSTER, 4096), "fill");
+}
+
+/// Plans a write to new clusters, and writes it.
+fn fill(image: &Image, offset: u64, bytes: &[u8]) -> Fill {
+    let Plan::Fill { extents, fill } = image.plan_write(offset, bytes.len() as u64).unwrap() else {
+        panic!("nothing is allocated yet");
+    };
+    let files = image.files();
+    let mut rest = bytes;
+    for extent in extents {
+        let Extent::File { file, offset, len } = extent else {
+            panic!("{extent:?}");
+        };
+        let part = rest.split_off(..len as usize).unwrap();
+        let file = File::from(files[file].try_clone_to_owned().unwrap());
+        file.write_all_at(part, offset).unwrap();
+    }
+    assert!(rest.is_empty());
+    fill
+}
+
+#[test]
+fn a_fill_is_seen_when_it_is_committed_and_by_nobody_if_it_is_not() {
+    if !have_qemu() {
+        return;
+    }
+    for options in ["cluster_size=64k", "cluster_size=128k,extended_l2=on"] {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = image(folder.path(), options, &["write -P 1 256k 128k"]);
+        let content = |offset| {
+            let mut bytes = vec![0; 256 << 10];
+            disk.read(offset, &mut bytes).unwrap();
+            bytes
+        };
+        let (new, none) = ([5; 256 << 10], [0; 256 << 10]);
+        let first = fill(&disk, 0, &new);
+        assert!(content(0) == none, "{options}: not committed yet");
+        // Who comes meanwhile is not given another place, nor the same one.
+        assert!(matches!(disk.plan_write(4096, 4096).unwrap(), Plan::Slow));
+        // Over clusters that are there already.
+        let second = fill(&disk, 256 << 10, &new);
+        disk.flush().unwrap();
+        disk.commit(second, false).unwrap();
+        disk.commit(first, true).unwrap();
+        assert!(content(0) == new, "{options}");
+        // What was overwritten in place is there whatever becomes of the rest.
+        let there = [[5; 128 << 10], [0; 128 << 10]].concat();
+        assert!(content(256 << 10) == there, "{options}");
+        let third = fill(&disk, 512 << 10, &new);
+        disk.commit(third, true).unwrap();
+        disk.close().unwrap();
+        qemu_img(folder.path(), &["check", "-q", "disk"]);
+        qemu_io(folder.path(), "disk", &["read -P 5 512k 256k".to_owned()]);
+    }
+}
+
+#[test]
+fn who_cannot_wait_is_told_that_tables_are_missing() {
+    if !have_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let disk = image(folder.path(), "cluster_size=64k", &["write -P 1 0 64k"]);
+    assert!(matches!(
+        disk.plan_read_at_once(0, 512).unwrap(),
+        Plan::Slow
+    ));
+    assert!(matches!(
+        disk.plan_write_at_once(0, 512).unwrap(),
+        Plan::Slow
+    ));
+    assert!(matches!(disk.plan_read(0, 512).unwrap(), Plan::Fast { .. }));
+    assert!(matches!(
+        disk.plan_read_at_once(0, 512).unwrap(),
+        Plan::Fast { .. }
+    ));
+    assert!(matches!(
+        disk.plan_write_at_once(0, 512).unwrap(),
+        Plan::Fast { .. }
+    ));
 }

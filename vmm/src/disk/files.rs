@@ -46,9 +46,9 @@ pub(super) fn for_guest(file: File, how: Use, cache: Cache) -> io::Result<FileSt
 /// With [`Cache::None`] it goes past the page cache, and the first does not. That is sound because
 /// only whole pages go past it ([`ALIGNMENT`]), and the kernel writes out and drops the pages that
 /// it passes: both see the same unless two requests for one page overlap in time. A disk's tables
-/// share no page with what is moved past the cache, and a cluster is moved so only after it was
-/// filled and committed. So that leaves requests that overlap in place too, of which a guest is
-/// promised nothing.
+/// share no page with what is moved past the cache, and who fills a cluster that is new has its pages
+/// for itself until it is committed. So that leaves requests that overlap in place too, of which a
+/// guest is promised nothing.
 fn second_handle(file: &File, how: Use, cache: Cache) -> io::Result<File> {
     let mut options = File::options();
     options.read(true).write(how == Use::Write);

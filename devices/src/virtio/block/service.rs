@@ -90,7 +90,8 @@ pub(super) struct Service<'a> {
     pub(super) ring: Option<Ring>,
     pub(super) flights: Flights,
     pub(super) pool: Pool<'a>,
-    polling: PollWindow,
+    /// For a request, where none is in flight; for what is in flight.
+    polling: [PollWindow; 2],
     moved: Vec<(usize, bool)>,
     done: Vec<Done>,
 }
@@ -119,7 +120,7 @@ impl<'a> Service<'a> {
             ring,
             pool,
             flights: Flights::default(),
-            polling: PollWindow::new(setup.poll),
+            polling: [(); 2].map(|()| PollWindow::new(setup.poll)),
             moved: Vec::new(),
             done: Vec::new(),
         })
@@ -273,22 +274,23 @@ impl<'a> Service<'a> {
             Await::Request | Await::Nothing => None,
         };
         let polled = timeout.is_none() && self.flights.len() <= POLLED;
+        let kind = usize::from(!self.flights.is_empty());
         let begin = Instant::now();
-        if polled && self.poll(next, begin)? {
+        if polled && self.poll(next, begin, self.polling[kind].len())? {
             return Ok(());
         }
         if !matches!(next, Await::Request) || !self.queue.enable_doorbell()? {
             self.wait(timeout)?;
         }
         if polled {
-            self.polling.adapt(begin.elapsed());
+            self.polling[kind].adapt(begin.elapsed());
         }
         Ok(self.queue.disable_doorbell()?)
     }
 
     /// Looks for a request or a completion in memory for a while; whether there is one.
-    fn poll(&mut self, next: &Await, begin: Instant) -> Result<bool, Error> {
-        while begin.elapsed() < self.polling.len() {
+    fn poll(&mut self, next: &Await, begin: Instant, window: Duration) -> Result<bool, Error> {
+        while begin.elapsed() < window {
             let came = matches!(next, Await::Request) && self.queue.has_available()?;
             // The ring tells of the pool and of `stop` too.
             if came || self.ring.as_mut().is_some_and(Ring::has_news) || self.stop.is_set() {
