@@ -18,7 +18,15 @@ pub(crate) struct Cache {
     /// Slots that are dirty or in transit.
     unclean: usize,
     /// Slices that are being read without the lock, each until something else becomes of it.
-    loading: Vec<u64>,
+    loading: Vec<Loading>,
+    loads: u64,
+}
+
+/// A slice that is being read: by its number, because another may be of the same place.
+#[derive(Debug)]
+struct Loading {
+    number: u64,
+    offset: u64,
 }
 
 #[derive(Debug)]
@@ -48,6 +56,7 @@ impl Cache {
             hand: 0,
             unclean: 0,
             loading: Vec::new(),
+            loads: 0,
         }
     }
 
@@ -59,18 +68,23 @@ impl Cache {
         self.index.contains_key(&offset)
     }
 
-    /// Someone is going to read a slice from the file, while others use the cache.
-    pub(crate) fn begin_load(&mut self, offset: u64) {
-        self.loading.push(offset);
+    /// Someone is going to read a slice from the file, while others use the cache. The number is for
+    /// [`end_load`](Self::end_load).
+    pub(crate) fn begin_load(&mut self, offset: u64) -> u64 {
+        self.loads += 1;
+        let number = self.loads;
+        self.loading.push(Loading { number, offset });
+        number
     }
 
     /// Adds what was read since [`begin_load`](Self::begin_load), unless the slice was added or
     /// forgotten meanwhile: then it may be older than the file.
-    pub(crate) fn end_load(&mut self, offset: u64, bytes: Option<Vec<u8>>) {
-        let Some(at) = self.loading.iter().position(|&other| other == offset) else {
+    pub(crate) fn end_load(&mut self, number: u64, bytes: Option<Vec<u8>>) {
+        let mut loading = self.loading.iter();
+        let Some(at) = loading.position(|load| load.number == number) else {
             return;
         };
-        self.loading.swap_remove(at);
+        let Loading { offset, .. } = self.loading.swap_remove(at);
         if let Some(bytes) = bytes {
             self.insert(offset, bytes);
         }
@@ -95,7 +109,7 @@ impl Cache {
     /// Adds a clean slice, as it was read from the file. Where every slot is dirty the cache
     /// grows past its bound: its user flushes before that is much.
     pub(crate) fn insert(&mut self, offset: u64, bytes: Vec<u8>) {
-        self.loading.retain(|&other| other != offset);
+        self.loading.retain(|load| load.offset != offset);
         let slot = Slot {
             offset,
             bytes,
@@ -137,7 +151,7 @@ impl Cache {
     /// else: nothing there is dirty, or it does not matter any more.
     pub(crate) fn forget(&mut self, offset: u64, len: u64) {
         self.loading
-            .retain(|at| !(offset..offset + len).contains(at));
+            .retain(|load| !(offset..offset + len).contains(&load.offset));
         for at in (offset..offset + len).step_by(self.slice_bytes) {
             if let Some(slot) = self.index.remove(&at).and_then(|i| self.slots.get_mut(i)) {
                 self.unclean -= usize::from(!slot.clean());
@@ -203,22 +217,34 @@ mod tests {
     fn what_is_loaded_too_late_is_not_kept() {
         let mut cache = Cache::new(512, 512 * 4);
         let old = || Some(vec![1; 512]);
-        cache.begin_load(0);
-        cache.end_load(0, old());
+        let load = cache.begin_load(0);
+        cache.end_load(load, old());
         assert_eq!(cache.get(0).unwrap()[0], 1);
-        cache.begin_load(512);
-        cache.begin_load(512);
+        let loads = [cache.begin_load(512), cache.begin_load(512)];
         cache.insert(512, vec![2; 512]);
-        cache.end_load(512, old());
-        cache.end_load(512, old());
+        for load in loads {
+            cache.end_load(load, old());
+        }
         assert_eq!(cache.get(512).unwrap()[0], 2);
-        cache.begin_load(1024);
+        let load = cache.begin_load(1024);
         cache.forget(512, 1024);
-        cache.end_load(1024, old());
+        cache.end_load(load, old());
         assert!(!cache.contains(512) && !cache.contains(1024));
-        cache.begin_load(1536);
-        cache.end_load(1536, None);
+        let load = cache.begin_load(1536);
+        cache.end_load(load, None);
         assert!(!cache.contains(1536) && cache.loading.is_empty());
+    }
+
+    #[test]
+    fn a_later_load_is_not_taken_for_an_earlier_one() {
+        let mut cache = Cache::new(512, 512 * 4);
+        let early = cache.begin_load(0);
+        cache.forget(0, 512);
+        let late = cache.begin_load(0);
+        cache.end_load(early, Some(vec![1; 512]));
+        assert!(!cache.contains(0));
+        cache.end_load(late, Some(vec![2; 512]));
+        assert_eq!(cache.get(0).unwrap()[0], 2);
     }
 
     #[test]

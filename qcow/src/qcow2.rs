@@ -296,13 +296,13 @@ impl Qcow2 {
             if load == Load::Never {
                 return Ok(None);
             }
-            state.tables.l2.begin_load(slice);
+            let number = state.tables.l2.begin_load(slice);
             drop(state);
             let mut bytes = vec![0; self.geometry.slice() as usize];
             let read = self.host.read(slice, &mut bytes);
             state = self.state();
             let bytes = read.is_ok().then_some(bytes);
-            state.tables.l2.end_load(slice, bytes);
+            state.tables.l2.end_load(number, bytes);
             read?;
         }
         Ok(Some(state))
