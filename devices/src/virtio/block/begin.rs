@@ -60,12 +60,12 @@ impl Service<'_> {
     }
 
     /// Whether the page cache takes a write, or the ring does.
-    fn can_write_at_once(&self, offset: u64, data: &Buffers) -> bool {
-        let disk = &*self.context.disk;
-        match disk.alignment(0) {
-            1 => true,
-            unit => self.ring.is_some() && transfer::fits(unit, offset, data),
-        }
+    fn can_write_at_once(&mut self, offset: u64, data: &Buffers) -> bool {
+        let unit = self.context.disk.alignment(0);
+        let room = self.ring.as_ref().is_some_and(|ring| ring.has_room(1));
+        // While the ring writes what this thread is to commit, it must not wait itself for a write
+        // that waits for that: somebody else has to be there to do so.
+        unit == 1 || room && transfer::fits(unit, offset, data) && self.pool.has_thread()
     }
 
     /// Moves bytes between guest memory and these extents, now or by the ring.
@@ -125,7 +125,12 @@ impl Service<'_> {
         let (Some(ring), Some((direction, _, data))) = (&mut self.ring, operation.bytes()) else {
             return self.block(at, operation);
         };
-        let (mut done, mut parts) = (0, 0);
+        let Some(flight) = self.flights.get_mut(at) else {
+            return Ok(());
+        };
+        // Before the ring has any of it: whatever becomes of the rest, what is held outlives that.
+        (flight.pin, flight.commit) = (pin, commit);
+        let mut done = 0;
         for extent in extents {
             let slices = data.part(done, extent.len()).slices(&self.context.memory)?;
             done += extent.len();
@@ -138,19 +143,15 @@ impl Service<'_> {
                         offset,
                         len,
                     };
+                    flight.parts += 1;
                     ring.add(at, target, &slices)?;
-                    parts += 1;
                 }
             }
         }
-        if parts == 0 {
+        if flight.parts == 0 {
             return self.end(at, &operation, Ok(()));
         }
-        if let Some(flight) = self.flights.get_mut(at) {
-            flight.operation = Some(operation);
-            (flight.pin, flight.commit) = (pin, commit);
-            flight.parts = parts;
-        }
+        flight.operation = Some(operation);
         Ok(())
     }
 

@@ -96,6 +96,11 @@ impl<'a> Pool<'a> {
         &self.shared.finished
     }
 
+    /// Whether there is a thread, if need be one that is made now.
+    pub(super) fn has_thread(&mut self) -> bool {
+        !self.threads.is_empty() || self.add_thread()
+    }
+
     /// Has a request done, or gives it back if there is no thread for it.
     pub(super) fn start(&mut self, request: usize, operation: Operation) -> Result<(), Operation> {
         let missing = {

@@ -122,7 +122,19 @@ fn what_goes_to_a_new_place_is_committed_once_it_is_there() {
 }
 
 #[test]
-fn what_is_not_written_is_not_committed() {
+fn what_cannot_be_written_is_not_committed() {
+    for way in WAYS {
+        let mut bench = bench_by(way);
+        let fills = bench.disk.fills.clone();
+        fills.nowhere.store(true, Ordering::SeqCst);
+        assert_eq!(bench.write(5 * MIB, &[3; 4096]), IOERR, "{way:?}");
+        assert_eq!(fills.committed.load(Ordering::SeqCst), 0, "{way:?}");
+        assert_eq!(fills.open.load(Ordering::SeqCst), 0, "{way:?}");
+    }
+}
+
+#[test]
+fn nothing_is_left_to_commit_after_a_reset() {
     for way in WAYS {
         let mut bench = bench_by(way);
         let fills = bench.disk.fills.clone();

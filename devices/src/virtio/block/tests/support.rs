@@ -48,6 +48,8 @@ pub(super) struct Fills {
     pub(super) committed: AtomicU64,
     /// Commits fail.
     pub(super) fail: AtomicBool,
+    /// They are to go where no file can be written.
+    pub(super) nowhere: AtomicBool,
 }
 
 struct Filling(Arc<Fills>);
@@ -134,6 +136,14 @@ impl RawDisk {
             at += len;
         }
         if fill {
+            if self.fills.nowhere.load(Ordering::SeqCst) {
+                let offset = 1 << 62;
+                extents = vec![Extent::File {
+                    file: 0,
+                    offset,
+                    len,
+                }];
+            }
             let filling = Filling::new(&self.fills);
             return Plan::Fill(extents, Box::new(move || filling.commit()));
         }
