@@ -15,7 +15,7 @@ pub(crate) struct Alone<'a> {
 
 impl Qcow2 {
     /// Waits until everything that changes the image has ended, and keeps the next ones waiting.
-    /// Everything is flushed then. Who holds a plan's pin waits for itself here.
+    /// Everything is flushed then. Who holds a plan's pin or fill waits for itself here.
     pub(crate) fn alone(&self) -> Result<Alone<'_>> {
         let mut state = self.state();
         let is_first = state.writing.is_none();

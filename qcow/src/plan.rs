@@ -42,7 +42,7 @@ pub enum Plan {
         fill: Fill,
     },
     /// Through [`Image::read`](crate::Image::read) or [`Image::write`](crate::Image::write):
-    /// there is something to allocate, to copy or to decompress, or a file has no descriptor.
+    /// there is something to copy or to decompress, or a file has no descriptor.
     Slow,
 }
 

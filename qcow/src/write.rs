@@ -20,7 +20,8 @@ impl Image {
         self.plan_write_with(offset, len, Load::Now)
     }
 
-    /// The same, but [`Plan::Slow`] where a table would have to be loaded.
+    /// The same, but [`Plan::Slow`] where the table that maps the bytes would have to be loaded, and
+    /// while an operation has the image to itself: that may wait for the caller's other plans.
     pub fn plan_write_at_once(&self, offset: u64, len: u64) -> Result<Plan> {
         self.plan_write_with(offset, len, Load::Never)
     }
@@ -50,6 +51,9 @@ impl Image {
             return Ok(Plan::Slow);
         };
         while qcow2.split(&mut state)?.1.alone {
+            if load == Load::Never {
+                return Ok(Plan::Slow);
+            }
             state = qcow2.wait(state);
         }
         let (tables, writing) = qcow2.split(&mut state)?;
@@ -86,8 +90,6 @@ impl Image {
         }
         if fast {
             qcow2.mark_dirty(tables, writing, offset..offset + len)?;
-        }
-        if fast {
             let pin = qcow2.pins.pin();
             return Ok(Plan::Fast { extents, pin });
         }

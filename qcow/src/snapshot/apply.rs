@@ -11,8 +11,8 @@ use crate::image::Image;
 impl Image {
     /// Makes the disk what it was when the snapshot was made: content, [`size`](Image::size), VM
     /// state. The snapshot stays; what was written since the last one is lost. A crash leaves all of
-    /// the one disk or all of the other. Writers wait, and whoever holds a [`Pin`](crate::Pin) of a
-    /// plan must drop it first.
+    /// the one disk or all of the other. Writers wait, and whoever holds a [`Pin`](crate::Pin) or a
+    /// [`Fill`](crate::Fill) of a plan must come to its end first.
     pub fn apply_snapshot(&self, which: &Selector) -> Result<()> {
         let qcow2 = self.with_snapshots()?;
         let alone = qcow2.alone()?;

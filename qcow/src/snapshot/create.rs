@@ -17,8 +17,8 @@ const MAX_NAME: usize = 255;
 impl Image {
     /// Keeps the disk as it is now in a snapshot, which takes the VM state with it. What was
     /// written before is in it, what is written from now on is not; it is durable when this
-    /// returns. Writers wait as long as it takes, and whoever holds a [`Pin`](crate::Pin) of a
-    /// plan must drop it first.
+    /// returns. Writers wait as long as it takes, and whoever holds a [`Pin`](crate::Pin) or a
+    /// [`Fill`](crate::Fill) of a plan must come to its end first.
     ///
     /// Nothing has changed if a refcount is not wide enough for one more reference: a width of 1
     /// holds no snapshot, of 2 bits three states of the disk.
