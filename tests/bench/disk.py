@@ -38,7 +38,8 @@ class NoResult(Exception):
 
 def cowshed(binary, disk, cache, kernel, words):
     keys = f"format={disk.form},cache={cache}" + ("" if disk.throwaway else ",overlay=none")
-    return [binary, "run", "--memory", f"{RAM_MIB}M", "--kernel", kernel, "--cmdline", words,
+    # QEMU asks for huge pages by itself.
+    return [binary, "run", "--memory", f"{RAM_MIB}M", "--huge-pages", "--kernel", kernel, "--cmdline", words,
             "--overlay-dir", disk.path.parent, "--disk", f"{disk.path},{keys}"]
 
 

@@ -17,6 +17,8 @@ pub struct Run {
     pub cpus: u8,
     /// Guest memory in bytes, a multiple of 1 MiB. `None`: what suits the host.
     pub memory: Option<u64>,
+    /// Have the host back guest memory by huge pages.
+    pub huge_pages: bool,
     /// The run ends after this long.
     pub timeout: Option<Duration>,
     /// The guest's PID 1 must have said hello after this long, which it does only for a command.
@@ -242,6 +244,7 @@ impl Run {
             cmdline: Cmdline::Append(String::new()),
             cpus: 1,
             memory: None,
+            huge_pages: false,
             timeout: None,
             boot_timeout: None,
             root: Root::Default(Overlay::Throwaway),

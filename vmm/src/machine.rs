@@ -66,6 +66,8 @@ pub enum Error {
 pub struct Config {
     /// Guest memory in bytes.
     pub memory: u64,
+    /// Have the host back it by huge pages.
+    pub huge_pages: bool,
     /// Number of vCPUs.
     pub cpus: u8,
     /// What kind of KVM this is.
@@ -313,6 +315,9 @@ fn create_vm(kvm: &Kvm, config: &Config) -> Result<(VmFd, GuestMemoryMmap), Erro
         fallback::prepare(&vm).map_err(failed("filter the SYSCALL registers"))?;
     }
     let memory = memory::allocate(config.memory)?;
+    if config.huge_pages {
+        memory::use_huge_pages(&memory)?;
+    }
     memory::register(&vm, &memory)?;
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
         .map_err(failed("place its identity map"))?;

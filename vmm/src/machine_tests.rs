@@ -23,6 +23,7 @@ fn machine(cpus: u8, end: EndSink) -> Option<Machine> {
         return None;
     }
     let config = Config {
+        huge_pages: false,
         memory: memory::MIN,
         cpus,
         virtualization: Virtualization::of_host(),

@@ -2,6 +2,7 @@
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
+use rustix::mm::{Advice, madvise};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::layout;
@@ -20,6 +21,9 @@ pub enum Error {
     /// The host did not map it.
     #[error("cannot map guest memory: lower --memory or free some on the host")]
     Map(#[source] vm_memory::mmap::FromRangesError),
+    /// The host's kernel has no huge pages.
+    #[error("the host has no transparent huge pages: run without --huge-pages")]
+    HugePages(#[source] rustix::io::Errno),
     /// KVM did not take a region.
     #[error("KVM did not take guest memory at {0:#x}")]
     Register(u64, #[source] kvm_ioctls::Error),
@@ -36,6 +40,20 @@ pub fn allocate(size: u64) -> Result<GuestMemoryMmap, Error> {
         ranges.push((GuestAddress(layout::RAM_ABOVE), (size - below) as usize));
     }
     GuestMemoryMmap::from_ranges(&ranges).map_err(Error::Map)
+}
+
+/// Has the host back memory by huge pages, 2 MiB each, where it has them free when they are touched.
+///
+/// # Errors
+/// Its kernel was built without them. Where it is configured to have none, nothing changes.
+pub fn use_huge_pages(memory: &GuestMemoryMmap) -> Result<(), Error> {
+    for region in memory.iter() {
+        let len = region.len() as usize;
+        // SAFETY: the advice is for all of a mapping that `memory` holds, and changes no content.
+        unsafe { madvise(region.as_ptr().cast(), len, Advice::LinuxHugepage) }
+            .map_err(Error::HugePages)?;
+    }
+    Ok(())
 }
 
 /// Makes guest memory visible to the VM's vCPUs. The caller keeps it mapped while they run.
@@ -55,4 +73,50 @@ pub fn register(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), Error> {
             .map_err(|source| Error::Register(start.0, source))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::Bytes;
+
+    use super::*;
+
+    /// Bytes in huge pages of the mapping that `address` lies in.
+    fn in_huge_pages(address: usize) -> u64 {
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut lines = maps.lines().skip_while(|line| {
+            let range = line
+                .split(' ')
+                .next()
+                .and_then(|range| range.split_once('-'));
+            let ends = range.map(|(start, end)| {
+                [start, end].map(|end| usize::from_str_radix(end, 16).unwrap_or(0))
+            });
+            !ends.is_some_and(|[start, end]| (start..end).contains(&address))
+        });
+        let line = lines
+            .find(|line| line.starts_with("AnonHugePages:"))
+            .unwrap();
+        let kib = line.split_whitespace().nth(1).unwrap();
+        kib.parse::<u64>().unwrap() << 10
+    }
+
+    #[test]
+    fn huge_pages_are_for_who_asks() {
+        let mode = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+        if !mode.is_ok_and(|mode| mode.contains("[madvise]")) {
+            eprintln!("skipped: the host's huge pages are not for who asks");
+            return;
+        }
+        for asked in [false, true] {
+            let memory = allocate(64 << 20).unwrap();
+            if asked {
+                use_huge_pages(&memory).unwrap();
+            }
+            // In the middle: the ends need not be where huge pages begin.
+            memory.write_obj(1_u8, GuestAddress(32 << 20)).unwrap();
+            let first = memory.iter().next().unwrap().as_ptr() as usize;
+            assert_eq!(in_huge_pages(first + (32 << 20)) > 0, asked);
+        }
+    }
 }

@@ -45,7 +45,7 @@ fn nothing_said_is_the_default_guest() {
 
 #[test]
 fn everything_said() {
-    let args = "--kernel k --initrd i --cmdline -x --cpus 2 --memory 1G --timeout 60 \
+    let args = "--kernel k --initrd i --cmdline -x --cpus 2 --memory 1G --huge-pages --timeout 60 \
                 --boot-timeout 2m --disk d,readonly --disk e --overlay o --overlay-size 1G \
                 --overlay-dir f --keep-overlay p --console-log c --env A=1 --env B=2 --cwd /w \
                 --copy-in a:/b --copy-out /c:d --report r --sandbox require --user u:g --chroot e -vv --log-format json image -- a -b --";
@@ -66,6 +66,7 @@ fn everything_said() {
         cmdline: Cmdline::Append("-x".to_owned()),
         cpus: 2,
         memory: Some(1 << 30),
+        huge_pages: true,
         timeout: Some(Duration::from_secs(60)),
         boot_timeout: Some(Duration::from_secs(120)),
         root: Root::Image(Disk {

@@ -116,6 +116,7 @@ impl<'a> Session<'a> {
         };
         let machine = machine::Config {
             memory: config.memory.unwrap_or(suited),
+            huge_pages: config.huge_pages,
             cpus: config.cpus,
             virtualization,
         };
