@@ -215,4 +215,33 @@ fn errors_say_what_to_write() {
     tell("bench disk.qcow2", "qemu-img");
     tell("info nowhere", "nowhere");
     tell("snapshot disk.raw", "-f raw");
+    tell("info nbd://host/disk", "nbd: is none");
+    tell("convert -O qcow2 json:{} out.qcow2", "json: is none");
+    tell(
+        "convert -f raw -O raw disk.raw ssh://host/out",
+        "ssh: is none",
+    );
+    // The header extension with the format is one that nobody knows.
+    tell(
+        "create -q -f qcow2 -b base.qcow2 -F qcow2 unsaid.qcow2 && \
+         LC_ALL=C sed -i 's/\\xe2y\\*\\xca/none/' unsaid.qcow2 && \
+         cowshed img convert -O qcow2 unsaid.qcow2 out",
+        "not recorded",
+    );
+    let devices = std::fs::read_dir("/sys/block").unwrap();
+    let names = devices.map(|device| device.unwrap().file_name());
+    let device = names
+        .map(|name| Path::new("/dev").join(name))
+        .find(|path| path.exists());
+    match device {
+        Some(device) => {
+            let device = device.display();
+            tell(&format!("info -f raw {device}"), "block device");
+            tell(
+                &format!("convert -f raw -O raw disk.raw {device}"),
+                "block device",
+            );
+        }
+        None => eprintln!("skipped: no block device here"),
+    }
 }

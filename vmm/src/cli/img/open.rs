@@ -1,5 +1,6 @@
 //! Opening what the command line names: a path, or `--image-opts`, with passwords.
 
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,6 +11,26 @@ use super::secrets::{SecretObject, find};
 use super::{Failure, common, options};
 use crate::disk::files::{Files, recognise, storage};
 use crate::disk::lock::{LockError, Use};
+
+/// What qemu-img takes a name for that begins so.
+const PROTOCOLS: [&str; 16] = [
+    "blkdebug:",
+    "blkverify:",
+    "fat:",
+    "ftp:",
+    "ftps:",
+    "host_device:",
+    "http:",
+    "https:",
+    "iscsi:",
+    "json:",
+    "nbd:",
+    "nfs:",
+    "null-co:",
+    "rbd:",
+    "ssh:",
+    "vvfat:",
+];
 
 /// Which files may be opened because an image names them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -134,6 +155,7 @@ impl Access {
         named: &Named,
         how: Use,
     ) -> Result<(Arc<dyn Storage>, Format), Failure> {
+        must_be_a_file(&named.path)?;
         let storage = storage(&named.path, how).map_err(|error| {
             let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
             match (how, cause) {
@@ -198,6 +220,30 @@ impl Access {
             ..OpenOptions::new(format)
         }
     }
+}
+
+/// Refuses what qemu-img opens and is no file.
+pub(super) fn must_be_a_file(path: &Path) -> Result<(), Failure> {
+    let name = path.to_string_lossy();
+    if let Some(protocol) = PROTOCOLS
+        .iter()
+        .find(|protocol| name.starts_with(**protocol))
+    {
+        return Err(usage(format!(
+            "{name}: images are files here, and {protocol} is none: qemu-img knows it; a file of such a \
+             name is ./{name}"
+        )));
+    }
+    if path
+        .metadata()
+        .is_ok_and(|file| file.file_type().is_block_device())
+    {
+        return Err(usage(format!(
+            "{name} is a block device, and images are files here: copy it to one (cp --sparse=always), or \
+             use qemu-img"
+        )));
+    }
+    Ok(())
 }
 
 fn usage(text: impl Into<String>) -> Failure {

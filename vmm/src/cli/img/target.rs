@@ -28,6 +28,7 @@ impl Target {
     /// Makes a file that is to be `path`, if what is there can be replaced. With `durable` it is on
     /// the disk when it is published.
     pub(super) fn begin(path: &Path, wanted: &Wanted, durable: bool) -> Result<Self, Failure> {
+        open::must_be_a_file(path)?;
         if path.exists() {
             for name in wanted.files()? {
                 let itself = path.canonicalize().ok();
