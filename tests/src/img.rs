@@ -14,6 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::cowshed::binary;
+use crate::image::cannot_time_a_key;
 
 /// Runs a tool in a folder, with words separated by spaces.
 pub fn run(program: &Path, folder: &Path, words: &str) -> Output {
@@ -45,8 +46,7 @@ impl Both {
     pub fn run(&self, words: &str) -> (Output, Output) {
         let ours = run(binary(), self.0.path(), words);
         let mut theirs = run("qemu-img".as_ref(), self.1.path(), words);
-        // What it says when it fails to measure how fast the processor is.
-        while text(&theirs.stderr).contains("accurate CPU usage") {
+        while cannot_time_a_key(&theirs) {
             theirs = run("qemu-img".as_ref(), self.1.path(), words);
         }
         let said = text(&ours.stderr);
