@@ -91,6 +91,8 @@ pub(crate) fn recognise(path: &Path, storage: &dyn Storage) -> Result<Format, Er
 /// Gives a chain its top, which is open already, and then opens what that names.
 pub(crate) struct Files {
     top: Cell<Option<Arc<dyn Storage>>>,
+    /// What the top has its data in, if that is open already too.
+    data: Cell<Option<Arc<dyn Storage>>>,
     below: Use,
     /// For a guest's disk.
     cache: Option<Cache>,
@@ -101,9 +103,16 @@ impl Files {
     pub(crate) fn under(top: Arc<dyn Storage>, below: Use) -> Self {
         Self {
             top: Cell::new(Some(top)),
+            data: Cell::new(None),
             below,
             cache: None,
         }
+    }
+
+    /// The same with the file of the top's data: the only other one that is written.
+    pub(crate) fn with_data(self, data: Option<Arc<dyn Storage>>) -> Self {
+        self.data.set(data);
+        self
     }
 
     /// The same for a guest's disk: the others are only read.
@@ -118,8 +127,9 @@ impl Files {
 impl Opener for Files {
     fn open(&self, path: &Path, writable: bool) -> io::Result<Arc<dyn Storage>> {
         let how = if writable { Use::Write } else { self.below };
-        match (self.top.take(), self.cache) {
-            (Some(top), _) => Ok(top),
+        let data = || if writable { self.data.take() } else { None };
+        match (self.top.take().or_else(data), self.cache) {
+            (Some(open), _) => Ok(open),
             (None, Some(cache)) => guest_storage(path, how, cache),
             (None, None) => storage(path, how),
         }

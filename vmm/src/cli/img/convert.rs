@@ -14,6 +14,7 @@ use super::options::{self, Wanted};
 use super::progress::{self, Progress};
 use super::target::Target;
 use crate::cli::value;
+use crate::disk::files::Files;
 use crate::disk::lock::Use;
 
 /// Bytes of the disk whose marks are copied at a time.
@@ -166,7 +167,7 @@ pub(super) fn run(args: &ConvertArgs) -> Result<u8, Failure> {
     let disk = wanted.size.unwrap_or(size).max(size);
     let new = Target::begin(path, &wanted, args.cache != Cache::Unsafe)?;
     let file = new.make(args.output_format, &wanted, disk, &args.access.object)?;
-    let image = target(args, path, file, &wanted)?;
+    let image = target(args, path, (file, new.data()?), &wanted)?;
     convert(args, &sources, &image, wanted.backing_file.is_none())?;
     drop(image);
     new.publish()?;
@@ -177,7 +178,7 @@ pub(super) fn run(args: &ConvertArgs) -> Result<u8, Failure> {
 fn target(
     args: &ConvertArgs,
     path: &Path,
-    file: Arc<dyn Storage>,
+    (file, data): (Arc<dyn Storage>, Option<Arc<dyn Storage>>),
     wanted: &Wanted,
 ) -> Result<Image, Failure> {
     let base = match &wanted.backing_file {
@@ -195,9 +196,9 @@ fn target(
         .into_iter()
         .collect();
     let options = args.access.options(&named, args.output_format, false);
-    if wanted.data_file()?.is_some() {
-        // The file that it names is opened anew.
-        return args.access.open_file(path, file, &options);
+    if data.is_some() {
+        let files = Files::under(file, args.access.reading()).with_data(data);
+        return Ok(Image::open(path, &options, &files)?);
     }
     Ok(Image::open_over(path, file, &options, base)?)
 }

@@ -21,6 +21,8 @@ use crate::disk::new_file::NewFile;
 pub(super) struct Target {
     path: PathBuf,
     new: NewFile,
+    /// The file for its data, if that is another, and where that is to be.
+    data: Option<(PathBuf, NewFile)>,
     durable: bool,
 }
 
@@ -28,7 +30,6 @@ impl Target {
     /// Makes a file that is to be `path`, if what is there can be replaced. With `durable` it is on
     /// the disk when it is published.
     pub(super) fn begin(path: &Path, wanted: &Wanted, durable: bool) -> Result<Self, Failure> {
-        open::must_be_a_file(path)?;
         if path.exists() {
             for name in wanted.files()? {
                 let itself = path.canonicalize().ok();
@@ -37,17 +38,25 @@ impl Target {
                     return Err(Failure::Usage(text));
                 }
             }
-            // Nobody's image is replaced while it is used.
-            storage(path, Use::Write).map_err(|error| open::failed(path, error))?;
         }
-        let new = NewFile::beside(path).map_err(failed(path))?;
-        let temporary = new.temporary_names(path);
+        let new = new_file(path)?;
+        let mut temporary = new.temporary_names(path);
+        let data = match wanted.data_file()? {
+            None => None,
+            Some((name, _)) => {
+                let place = options::beside(path, &name);
+                let data = new_file(&place)?;
+                temporary.extend(data.temporary_names(&place));
+                Some((place, data))
+            }
+        };
         if !temporary.is_empty() {
             remove_when_ended(temporary).map_err(failed(path))?;
         }
         Ok(Self {
             path: path.to_owned(),
             new,
+            data,
             durable,
         })
     }
@@ -66,10 +75,9 @@ impl Target {
         match format {
             Format::Qcow2 => {
                 let mut options = wanted.qcow2(size, objects)?;
-                options.data_file = match wanted.data_file()? {
-                    None => None,
-                    Some((name, raw)) => Some(data_file(path, name, raw, self.durable)?),
-                };
+                let data = wanted.data_file()?.zip(self.data()?);
+                options.data_file =
+                    data.map(|((name, raw), storage)| DataFile { name, raw, storage });
                 options.backing = wanted.backing_file.clone().zip(wanted.backing_format);
                 create(path, storage.clone(), &options)?;
             }
@@ -85,26 +93,33 @@ impl Target {
         Ok(storage)
     }
 
+    /// The file for the image's data, if that is another.
+    pub(super) fn data(&self) -> Result<Option<Arc<dyn Storage>>, Failure> {
+        let Some((place, data)) = &self.data else {
+            return Ok(None);
+        };
+        let file = data.try_clone().map_err(failed(place))?;
+        locked(place, file, self.durable).map(Some)
+    }
+
     /// Gives the image its name.
     pub(super) fn publish(self) -> Result<(), Failure> {
+        if let Some((place, data)) = self.data {
+            data.replace(&place, self.durable).map_err(failed(&place))?;
+        }
         self.new
             .replace(&self.path, self.durable)
             .map_err(failed(&self.path))
     }
 }
 
-/// The file for the data of the image at `path`: made, or emptied when that is made.
-fn data_file(path: &Path, name: String, raw: bool, durable: bool) -> Result<DataFile, Failure> {
-    let place = options::beside(path, &name);
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false) // Only when it is locked.
-        .open(&place)
-        .map_err(failed(&place))?;
-    let storage = locked(&place, file, durable)?;
-    Ok(DataFile { name, raw, storage })
+/// A file that is to be `path`, where nobody uses what is there: nobody's image is replaced then.
+fn new_file(path: &Path) -> Result<NewFile, Failure> {
+    open::must_be_a_file(path)?;
+    if path.exists() {
+        storage(path, Use::Write).map_err(|error| open::failed(path, error))?;
+    }
+    NewFile::beside(path).map_err(failed(path))
 }
 
 fn locked(path: &Path, file: File, durable: bool) -> Result<Arc<dyn Storage>, Failure> {
