@@ -149,7 +149,7 @@ fn ended_anywhere(signal: &str, words: &str, make: &str, holds: &str) {
             for n in 1 2 3 5 8 13 21 34; do
                 {make}
                 status=0
-                strace -f -o /dev/null -e trace=$call -e inject=$call:signal={signal}:when=$n \
+                env --default-signal strace -f -o /dev/null -e trace=$call -e inject=$call:signal={signal}:when=$n \
                     \"$COWSHED\" img {words} || status=$?
                 if [ $status = 0 ]; then break; fi
                 [ $status -gt 128 ] || {{ echo \"$call $n: $status\"; exit 1; }}
@@ -256,8 +256,18 @@ fn a_signal_takes_the_temporary_name_away() {
             fs::write(folder.join("new"), old).unwrap();
         }
         let before = names();
-        let mut child = Command::new("strace")
-            .args(["-o", "/dev/null", "-e", "trace=open,openat", "-e", &inject])
+        // Who started the tests may ignore signals.
+        let mut child = Command::new("env")
+            .args([
+                "--default-signal",
+                "strace",
+                "-o",
+                "/dev/null",
+                "-e",
+                "trace=open,openat",
+                "-e",
+                &inject,
+            ])
             .arg(binary())
             .args(CONVERT.split(' '))
             .current_dir(folder)
