@@ -30,13 +30,18 @@ impl<'a> Data<'a> {
         self.run != (0..u64::MAX)
     }
 
-    /// Whether any byte of a range is no hole.
-    pub(crate) fn is_in(&mut self, offset: u64, len: u64) -> Result<bool> {
+    /// Where there is data next, at or after an offset; `u64::MAX` if nowhere.
+    pub(crate) fn next(&mut self, offset: u64) -> Result<u64> {
         if !(self.from..self.run.end).contains(&offset) {
             let next = self.host.next_data(offset)?;
             self.run = next.unwrap_or(u64::MAX..u64::MAX);
             self.from = offset;
         }
-        Ok(self.run.start < offset.saturating_add(len))
+        Ok(self.run.start.max(offset))
+    }
+
+    /// Whether any byte of a range is no hole.
+    pub(crate) fn is_in(&mut self, offset: u64, len: u64) -> Result<bool> {
+        Ok(self.next(offset)? < offset.saturating_add(len))
     }
 }

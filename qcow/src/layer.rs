@@ -130,6 +130,18 @@ impl Layer {
         Ok(())
     }
 
+    /// How far the layer says nothing of the disk from `at` on: it reads as zeros there, or as what
+    /// lies beneath.
+    pub(crate) fn nothing_until(&self, at: u64) -> Result<u64> {
+        let size = self.size();
+        let until = match self {
+            _ if at >= size => size,
+            Layer::Qcow2(qcow2) => qcow2.nothing_until(at)?,
+            Layer::Raw(raw) => raw.host.next_data(at)?.map_or(size, |data| data.start),
+        };
+        Ok(if until >= size { u64::MAX } else { until })
+    }
+
     pub(crate) fn size(&self) -> u64 {
         match self {
             Layer::Qcow2(qcow2) => qcow2.size(),
@@ -157,6 +169,27 @@ impl Layer {
             }
         }
     }
+}
+
+/// How far no layer says anything of the disk from `at` on.
+pub(crate) fn nothing_until(layers: &[Layer], at: u64) -> Result<u64> {
+    let mut until = u64::MAX;
+    for layer in layers {
+        until = until.min(layer.nothing_until(at)?);
+        if until == at {
+            break;
+        }
+    }
+    Ok(until)
+}
+
+/// Refuses a chain in which a table is named twice for a range of the disk: what it has there may be
+/// without bound.
+pub(crate) fn check_tables(layers: &[Layer], offset: u64, len: u64) -> Result<()> {
+    layers.iter().try_for_each(|layer| match layer {
+        Layer::Qcow2(qcow2) => qcow2.check_l1(offset, len),
+        Layer::Raw(_) => Ok(()),
+    })
 }
 
 /// Visits where a range of the disk is, in order: the layer's index, and the run there. What no

@@ -86,6 +86,7 @@ mod info;
 mod key_slots;
 mod l1;
 mod layer;
+mod lookup;
 mod map;
 mod metadata;
 pub mod ops;

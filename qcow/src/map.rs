@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::error::Result;
 use crate::image::Image;
-use crate::layer::{Layer, walk};
+use crate::layer::{Layer, check_tables, nothing_until, walk};
 use crate::qcow2::Place;
 
 /// Clusters that are looked up at a time, a bound on memory.
@@ -74,13 +74,15 @@ impl Image {
     /// or may not be seen.
     ///
     /// # Errors
-    /// The range is not on the disk, a table cannot be read, or `visit` says so.
+    /// The range is not on the disk, a table cannot be read or is named twice, or `visit` says so.
     pub fn map(
         &self,
         offset: u64,
         len: u64,
         visit: &mut dyn FnMut(MapEntry) -> Result<()>,
     ) -> Result<()> {
+        self.check_range(offset, len)?;
+        check_tables(&self.layers, offset, len)?;
         self.entries(offset, len, |layer| matches!(layer, Layer::Raw(_)), visit)
     }
 
@@ -111,23 +113,23 @@ impl Image {
             }
             last.replace(next).map_or(Ok(()), &mut *visit)
         };
-        for start in (offset..offset + len).step_by(step as usize) {
-            let mut at = start;
-            walk(
-                &self.layers,
-                start,
-                step.min(offset + len - start),
-                &mut |depth, run| {
-                    let entry = self.describe(at, run.len, depth, run.place);
-                    at += run.len;
-                    match self.layers.get(depth) {
-                        Some(layer) if entry.data && split_holes(layer) => {
-                            split(layer, entry, &mut add)
-                        }
-                        _ => add(entry),
+        let (mut at, end) = (offset, offset + len);
+        while at < end {
+            // However long it is, nothing takes no memory.
+            let next = match end - at {
+                rest if rest <= step => end,
+                _ => nothing_until(&self.layers, at)?.max(at + step).min(end),
+            };
+            walk(&self.layers, at, next - at, &mut |depth, run| {
+                let entry = self.describe(at, run.len, depth, run.place);
+                at += run.len;
+                match self.layers.get(depth) {
+                    Some(layer) if entry.data && split_holes(layer) => {
+                        split(layer, entry, &mut add)
                     }
-                },
-            )?;
+                    _ => add(entry),
+                }
+            })?;
         }
         last.map_or(Ok(()), visit)
     }

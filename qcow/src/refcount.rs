@@ -8,7 +8,7 @@ use crate::entry;
 use crate::error::{Result, Violation};
 use crate::header::Header;
 use crate::host::Host;
-use crate::qcow2::load;
+use crate::lookup::load;
 
 /// Entries of 8 bytes in a sector, the unit in which tables of offsets are written.
 pub(crate) const SECTOR_ENTRIES: u64 = 64;

@@ -5,169 +5,20 @@
 
 mod support;
 
-use std::io;
-use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use cowshed_qcow::{
-    CheckOptions, CreateOptions, Format, Image, MemoryStorage, NewSnapshot, OpenOptions, Storage,
-    check, create,
-};
+use cowshed_qcow::{CheckOptions, Format, Image, MemoryStorage, OpenOptions, check};
 use peak_alloc::PeakAlloc;
-use support::{Random, have_qemu, qemu_create, qemu_img, qemu_io, to_version};
+use support::endless::{Endless, MIB, NAME, Rule, alone, cost, open, valid, with_largest_tables};
+use support::{Random, have_qemu, qemu_create, qemu_img, qemu_io};
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
 
-/// One test at a time: the others' memory is not to be counted.
-static ALONE: Mutex<()> = Mutex::new(());
-
-const NAME: &str = "hostile.qcow2";
-const MIB: usize = 1 << 20;
-
 /// What opening and refusing may take: the largest L1 table is half of it, read in 32 pieces.
 const OPEN_BYTES: usize = 64 * MIB;
 const OPEN_CALLS: u64 = 48;
-
-fn alone() -> MutexGuard<'static, ()> {
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What bytes an endless file has.
-#[derive(Clone, Copy)]
-enum Rule {
-    Same(u8),
-    /// An L1 table whose entries name an L2 table each, none of them the same; all else is a hole.
-    Distinct,
-    /// The same, and a refcount table whose entries name a block each.
-    DistinctBlocks,
-}
-
-/// A file as long as a file can be: its first bytes, then what a rule says. Writes are forgotten.
-struct Endless {
-    start: Vec<u8>,
-    rule: Rule,
-    len: u64,
-    calls: AtomicU64,
-}
-
-impl Endless {
-    fn new(start: Vec<u8>, rule: Rule) -> Arc<Self> {
-        Arc::new(Endless {
-            start,
-            rule,
-            len: i64::MAX as u64,
-            calls: AtomicU64::new(0),
-        })
-    }
-
-    fn call(&self) {
-        self.calls.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// What is no hole.
-    fn runs(&self) -> [Range<u64>; 3] {
-        match self.rule {
-            Rule::Same(_) => [0..self.len, 0..0, 0..0],
-            _ => [
-                0..self.start.len() as u64,
-                L1..L1_END,
-                REFCOUNTS..REFCOUNTS_END,
-            ],
-        }
-    }
-}
-
-impl Storage for Endless {
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.call();
-        match self.rule {
-            Rule::Same(byte) => buf.fill(byte),
-            Rule::Distinct | Rule::DistinctBlocks => {
-                let blocks = matches!(self.rule, Rule::DistinctBlocks);
-                for (byte, at) in buf.iter_mut().zip(offset..) {
-                    *byte = match at {
-                        REFCOUNTS..REFCOUNTS_END if blocks => named(BLOCKS, at - REFCOUNTS),
-                        L1..L1_END => named(1 << 63 | L2, at - L1),
-                        _ => 0,
-                    }
-                }
-            }
-        }
-        if let Some(start) = self.start.get(offset as usize..) {
-            let len = start.len().min(buf.len());
-            buf[..len].copy_from_slice(&start[..len]);
-        }
-        Ok(())
-    }
-    fn write_at(&self, _: u64, _: &[u8]) -> io::Result<()> {
-        self.call();
-        Ok(())
-    }
-    fn zero(&self, _: u64, _: u64) -> io::Result<()> {
-        self.call();
-        Ok(())
-    }
-    fn punch(&self, _: u64, _: u64) -> io::Result<()> {
-        self.call();
-        Ok(())
-    }
-    fn sync(&self) -> io::Result<()> {
-        Ok(())
-    }
-    fn len(&self) -> io::Result<u64> {
-        self.call();
-        Ok(self.len)
-    }
-    fn set_len(&self, _: u64) -> io::Result<()> {
-        Ok(())
-    }
-    fn allocated(&self) -> io::Result<u64> {
-        self.call();
-        match self.rule {
-            Rule::Same(_) => Ok(self.len),
-            _ => Ok(self.runs().iter().map(|run| run.end - run.start).sum()),
-        }
-    }
-    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
-        self.call();
-        let next = self.runs().into_iter().find(|run| offset < run.end);
-        Ok(next.map(|run| run.start.max(offset)..run.end))
-    }
-}
-
-/// Bytes at the peak and calls of the storage that `work` takes.
-fn cost<T>(storage: &Endless, work: impl FnOnce() -> T) -> (usize, u64, T) {
-    let (before, calls) = (
-        MEMORY.current_usage(),
-        storage.calls.load(Ordering::Relaxed),
-    );
-    MEMORY.reset_peak_usage();
-    let done = work();
-    let peak = MEMORY.peak_usage().saturating_sub(before);
-    (peak, storage.calls.load(Ordering::Relaxed) - calls, done)
-}
-
-fn open(storage: &Arc<Endless>, read_only: bool) -> cowshed_qcow::Result<Image> {
-    let options = OpenOptions {
-        read_only,
-        ..OpenOptions::new(Format::Qcow2)
-    };
-    Image::open_over(Path::new(NAME), storage.clone(), &options, None)
-}
-
-/// The start of a valid image.
-fn valid(cluster_size: u32) -> Vec<u8> {
-    let storage = Arc::new(MemoryStorage::default());
-    let options = CreateOptions {
-        cluster_size,
-        ..CreateOptions::new(1 << 30)
-    };
-    create(Path::new(NAME), storage.clone(), &options).unwrap();
-    storage.to_vec()
-}
 
 /// Fields of the header: offset and length.
 const FIELDS: [(usize, usize); 19] = [
@@ -237,35 +88,6 @@ fn opening_and_refusing_is_bounded() {
     }
     assert!(opened > 100, "nothing was valid: {opened}");
     eprintln!("at most {} bytes and {} calls", worst.0, worst.1);
-}
-
-/// Where the largest L1 table is, and the L2 tables that its entries name, one each.
-const L1: u64 = 1 << 40;
-const L1_END: u64 = L1 + (32 << 20);
-const L2: u64 = 5 << 40;
-/// The same of the largest refcount table and its blocks.
-const REFCOUNTS: u64 = 2 << 40;
-const REFCOUNTS_END: u64 = REFCOUNTS + (8 << 20);
-const BLOCKS: u64 = 3 << 40;
-
-/// A byte of a table of offsets, the first of which is given; each next is a cluster further.
-fn named(first: u64, at: u64) -> u8 {
-    (first + at / 8 * 65536).to_be_bytes()[at as usize % 8]
-}
-
-/// The start of an image whose L1 and refcount table are the largest.
-fn with_largest_tables(snapshots: u32) -> Vec<u8> {
-    let mut start = valid(65536);
-    let mut put = |at: usize, bytes: &[u8]| start[at..at + bytes.len()].copy_from_slice(bytes);
-    put(24, &(1_u64 << 50).to_be_bytes());
-    put(36, &((32_u32 << 20) / 8).to_be_bytes());
-    put(40, &L1.to_be_bytes());
-    put(48, &REFCOUNTS.to_be_bytes());
-    put(56, &128_u32.to_be_bytes());
-    put(60, &snapshots.to_be_bytes());
-    put(64, &(3_u64 << 40).to_be_bytes());
-    start.truncate(65536);
-    start
 }
 
 /// The largest tables that a header may claim, all at once, with entries that all say the same or
@@ -344,67 +166,6 @@ fn the_largest_bitmap_directory() {
         peak <= 64 * MIB && calls <= 65535 * 2,
         "{peak} bytes, {calls} calls"
     );
-}
-
-/// Whole-image work is bounded by what the image has, and so are calls.
-#[test]
-fn checks_of_large_claims_are_bounded() {
-    let _alone = alone();
-    for fill in [0, 0x01, 0x80, 0xff] {
-        let mut start = valid(65536);
-        start[60..64].copy_from_slice(&65536_u32.to_be_bytes());
-        start[64..72].copy_from_slice(&(3_u64 << 40).to_be_bytes());
-        let mut storage = Endless::new(start, Rule::Same(fill));
-        // Room for 64 Mi clusters.
-        Arc::get_mut(&mut storage).unwrap().len = 4 << 40;
-        let options = CheckOptions::default();
-        let (peak, calls, checked) = cost(&storage, || {
-            check(Path::new(NAME), storage.clone(), &options)
-        });
-        let found = checked.map(|report| report.corruptions);
-        eprintln!("{fill:#x}: a check takes {peak} bytes, {calls} calls: {found:?}");
-        assert!(peak <= 64 * MIB, "{fill:#x}: {peak} bytes");
-        assert!(calls <= 1024, "{fill:#x}: {calls} calls");
-    }
-}
-
-/// Tables by the million in holes of a small file are not read.
-#[test]
-fn checks_of_holes_are_bounded() {
-    let _alone = alone();
-    for rule in [Rule::Distinct, Rule::DistinctBlocks] {
-        let storage = Endless::new(with_largest_tables(0), rule);
-        let options = CheckOptions::default();
-        let (peak, calls, checked) = cost(&storage, || {
-            check(Path::new(NAME), storage.clone(), &options)
-        });
-        let found = checked.map(|report| report.corruptions);
-        eprintln!("a check takes {peak} bytes, {calls} calls: {found:?}");
-        assert!(peak <= 128 * MIB, "{peak} bytes");
-        assert!(calls <= 128, "{calls} calls");
-    }
-}
-
-/// What goes over all of an image reads no tables in holes either, and counts nothing in them.
-#[test]
-fn snapshots_of_holes_are_bounded() {
-    let _alone = alone();
-    for rule in [Rule::Distinct, Rule::DistinctBlocks] {
-        let storage = Endless::new(with_largest_tables(0), rule);
-        for work in ["snapshot", "downgrade"] {
-            let image = open(&storage, false).unwrap();
-            let (peak, calls, done) = cost(&storage, || match work {
-                "snapshot" => image.create_snapshot(&NewSnapshot::new("one")).map(drop),
-                _ => image.amend(&to_version(2)),
-            });
-            eprintln!("{work}: {peak} bytes, {calls} calls: {done:?}");
-            // Nothing there is counted; and no zero clusters are there either.
-            assert_eq!(done.is_err(), work == "snapshot", "{work}: {done:?}");
-            // Some times what the L1 table has.
-            assert!(peak <= 384 * MIB, "{work}: {peak} bytes");
-            assert!(calls <= 1024, "{work}: {calls} calls");
-        }
-    }
 }
 
 /// A small stream for a large cluster, and streams that ask for the largest windows.

@@ -4,11 +4,16 @@
 
 mod support;
 
+use std::io;
+use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
-use cowshed_qcow::{Format, Image, MapEntry, OpenOptions};
+use cowshed_qcow::{
+    CreateOptions, Format, Image, MapEntry, MemoryStorage, OpenOptions, Storage, create,
+};
 use serde_json::Value;
-use support::{Files, Random, have_qemu, qemu_img, qemu_io};
+use support::{Files, Random, have_qemu, qemu_create, qemu_img, qemu_io};
 
 fn ours(folder: &Path, name: &str, format: Format) -> Vec<MapEntry> {
     let options = OpenOptions {
@@ -128,4 +133,106 @@ fn chains_of_every_kind() {
     qemu_img(folder, &args);
     qemu_io(folder, "compressed", &["write 1M 100k".into()]);
     assert_agree(folder, "compressed", Format::Qcow2);
+}
+
+/// A storage that has a hole wherever its bytes are zeros.
+struct Sparse(MemoryStorage);
+
+const BLOCK: u64 = 4096;
+
+impl Sparse {
+    fn is_hole(&self, at: u64) -> bool {
+        let mut block = [0; BLOCK as usize];
+        self.0.read_at(at, &mut block).unwrap();
+        block == [0; BLOCK as usize]
+    }
+}
+
+impl Storage for Sparse {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.0.read_at(offset, buf)
+    }
+    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        self.0.write_at(offset, buf)
+    }
+    fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.0.zero(offset, len)
+    }
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.0.punch(offset, len)
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync()
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+    fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let (mut at, len) = (offset, self.len()?);
+        while at < len && self.is_hole(at) {
+            at += BLOCK;
+        }
+        Ok((at < len).then_some(at..at + BLOCK))
+    }
+}
+
+/// Writes here and there on a large disk, and looks whether all of it is where it was written.
+fn scatter(image: &Image, what: &str) {
+    let cluster = u64::from(image.cluster_size());
+    let content = vec![7; cluster as usize];
+    let mut random = Random(5);
+    let mut written = Vec::new();
+    for round in 0..40 {
+        let index = random.below(image.size() / cluster);
+        image.write(index * cluster, &content).unwrap();
+        written.push(index);
+        if round % 10 == 9 {
+            image.flush().unwrap();
+        }
+        let mut found = Vec::new();
+        let mut add = |entry: MapEntry| {
+            if entry.data {
+                let (start, end) = (entry.start, entry.start + entry.len);
+                found.extend(start / cluster..end / cluster);
+            }
+            Ok(())
+        };
+        image.map(0, image.size(), &mut add).unwrap();
+        written.sort_unstable();
+        written.dedup();
+        assert!(found == written, "{what}, round {round}");
+    }
+}
+
+/// Tables of a large disk are for the most part holes; what is still in memory, or was written
+/// since, is not taken for one of them.
+#[test]
+fn tables_that_are_not_in_the_file_yet() {
+    for (cluster_size, size) in [(65536, 8 << 40), (2 << 20, 400 << 40), (4096, 32 << 30)] {
+        let options = CreateOptions {
+            cluster_size,
+            ..CreateOptions::new(size)
+        };
+        let storage = Arc::new(Sparse(MemoryStorage::default()));
+        create(Path::new("disk"), storage.clone(), &options).unwrap();
+        let options = OpenOptions::new(Format::Qcow2);
+        let image = Image::open_over(Path::new("disk"), storage, &options, None).unwrap();
+        scatter(&image, &format!("clusters of {cluster_size}"));
+        if !have_qemu() {
+            continue;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let options = format!("cluster_size={cluster_size}");
+        qemu_create(folder, &options, "disk", &size.to_string());
+        let options = OpenOptions::new(Format::Qcow2);
+        let image = Image::open(&folder.join("disk"), &options, &Files::default()).unwrap();
+        scatter(&image, "of QEMU");
+        image.flush().unwrap();
+        drop(image);
+        assert_agree(folder, "disk", Format::Qcow2);
+    }
 }

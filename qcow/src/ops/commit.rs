@@ -4,7 +4,7 @@ use super::task::Task;
 use super::window::Windows;
 use crate::error::Result;
 use crate::image::Image;
-use crate::layer::walk;
+use crate::layer::{check_tables, nothing_until, walk};
 use crate::qcow2::Place;
 
 /// Writes what the upper `above` files of `top`'s chain have into `base`, the file beneath them,
@@ -19,10 +19,12 @@ pub fn commit(top: &Image, base: &Image, above: usize, threads: usize, task: &Ta
     base.check_range(0, size)?;
     task.begin(size);
     let layers = top.layers.get(..above).unwrap_or(&top.layers);
-    Windows::new(size, base.cluster_size()).run(threads, |window, buffer| {
-        let len = window.end - window.start;
-        let mut at = window.start;
-        walk(layers, window.start, len, &mut |index, run| {
+    check_tables(layers, 0, size)?;
+    let nothing_until = |at| nothing_until(layers, at);
+    Windows::new(size, base.cluster_size()).run(threads, nothing_until, |window, buffer| {
+        let len = window.len();
+        let mut at = window.range.start;
+        walk(layers, at, len, &mut |index, run| {
             let start = at;
             at += run.len;
             if index == above {

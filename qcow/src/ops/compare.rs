@@ -8,6 +8,7 @@ use super::window::{Buffer, Windows};
 use super::zeros::is_zero;
 use crate::error::Result;
 use crate::image::Image;
+use crate::layer::{check_tables, nothing_until};
 use crate::map::MapEntry;
 
 /// How two disks compare.
@@ -61,8 +62,13 @@ pub fn compare(
     let windows = Windows::new(size, 512);
     let first: Mutex<Option<Difference>> = Mutex::new(None);
     let least = || *first.lock().unwrap_or_else(PoisonError::into_inner);
-    windows.run(threads, |window, buffer| {
-        task.advance(window.end - window.start)?;
+    for image in [a, b] {
+        check_tables(&image.layers, 0, size)?;
+    }
+    let nothing_until = |at| Ok(nothing_until(&a.layers, at)?.min(nothing_until(&b.layers, at)?));
+    windows.run(threads, nothing_until, |window, buffer| {
+        task.advance(window.len())?;
+        let window = window.range;
         if least().is_some_and(|found| found.offset() <= window.start) {
             return Ok(());
         }

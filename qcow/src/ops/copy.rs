@@ -4,11 +4,12 @@ use std::ops::Range;
 
 use super::share::Sharing;
 use super::task::Task;
-use super::window::Windows;
+use super::window::{Window, Windows};
 use super::zeros::{is_zero, nonzero};
 use crate::compress::{CompressedCluster, Compressor};
 use crate::error::Result;
 use crate::image::Image;
+use crate::layer::{check_tables, nothing_until};
 use crate::map::MapEntry;
 
 /// The least that is given up when it cannot be read.
@@ -90,16 +91,25 @@ pub fn copy(
         compressor: compressor.filter(|_| at.is_multiple_of(target.cluster_size().into())),
     };
     let windows = Windows::new(size, target.cluster_size());
-    windows.run(options.threads, |window, buffer| {
-        let buffer = buffer.get(window.end - window.start);
-        let (entries, pieces) = copying.read(&window, buffer)?;
-        let mut write = || copying.write(&window, buffer, &entries, &pieces);
+    if !options.salvage {
+        check_tables(&source.layers, 0, size)?;
+    }
+    let nothing_until = |at| copying.nothing_until(at);
+    windows.run(options.threads, nothing_until, |window, buffer| {
+        let len = window.len();
+        let Window { range, empty } = window;
+        let buffer = buffer.get(if empty { 0 } else { len });
+        let (entries, pieces) = match empty {
+            true => (Vec::new(), copying.nothing(&range)),
+            false => copying.read(&range, buffer)?,
+        };
+        let mut write = || copying.write(&range, buffer, &entries, &pieces);
         if options.out_of_order {
             write()?;
         } else {
-            windows.in_turn(&window, write)?;
+            windows.in_turn(&range, write)?;
         }
-        task.advance(window.end - window.start)
+        task.advance(len)
     })
 }
 
@@ -133,6 +143,32 @@ struct Copying<'a> {
 }
 
 impl Copying<'_> {
+    /// How far the source has nothing from `start` on, that need not be written for that.
+    fn nothing_until(&self, start: u64) -> Result<u64> {
+        if self.options.sparse.is_none() && self.compressor.is_none() {
+            return Ok(start);
+        }
+        let until = match nothing_until(&self.source.layers, start) {
+            Err(_) if self.options.salvage => start,
+            until => until?,
+        };
+        if !self.options.only_differences {
+            return Ok(until);
+        }
+        let there = nothing_until(&self.target.layers, self.at + start)?;
+        Ok(until.min(there.saturating_sub(self.at)))
+    }
+
+    /// What is to be written of a range of which nothing is in the source; nor, where differences
+    /// count, in the target.
+    fn nothing(&self, range: &Range<u64>) -> Vec<Piece> {
+        let (range, what) = (range.clone(), What::Zeros);
+        match self.options.only_differences {
+            true => Vec::new(),
+            false => vec![Piece { range, what }],
+        }
+    }
+
     /// Reads a window into a buffer, and finds where it is and what there is to write.
     fn read(&self, window: &Range<u64>, buffer: &mut [u8]) -> Result<(Vec<MapEntry>, Vec<Piece>)> {
         let len = window.end - window.start;

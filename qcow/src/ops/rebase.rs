@@ -5,7 +5,7 @@ use super::window::Windows;
 use super::zeros::is_zero;
 use crate::error::Result;
 use crate::image::Image;
-use crate::layer::walk;
+use crate::layer::{check_tables, nothing_until, walk};
 
 /// Writes to `top` what its backing file gives it and `new` would not: all that is not zeros if
 /// there is no `new`. It takes `threads` threads. `top` then has the same content over either, and
@@ -27,11 +27,19 @@ pub fn rebase(
     task.begin(size);
     let unit = u64::from(top.cluster_size());
     let own = top.layers.get(..1).unwrap_or_default();
-    Windows::new(size, top.cluster_size()).run(threads, |window, buffer| {
-        let len = window.end - window.start;
+    let new_layers = new.map_or(&[][..], |new| &new.layers);
+    check_tables(&top.layers, 0, size)?;
+    check_tables(new_layers, 0, size)?;
+    let nothing_until =
+        |at| Ok(nothing_until(&top.layers, at)?.min(nothing_until(new_layers, at)?));
+    Windows::new(size, top.cluster_size()).run(threads, nothing_until, |window, buffer| {
+        let len = window.len();
+        if window.empty {
+            return task.advance(len);
+        }
         let mut below = Vec::new();
-        let mut at = window.start;
-        walk(own, window.start, len, &mut |index, run| {
+        let mut at = window.range.start;
+        walk(own, at, len, &mut |index, run| {
             if index > 0 {
                 below.push(at..at + run.len);
             }

@@ -35,6 +35,19 @@ impl Buffer {
     }
 }
 
+/// A part of a disk.
+pub(crate) struct Window {
+    pub(crate) range: Range<u64>,
+    /// There is nothing in it, however long it is.
+    pub(crate) empty: bool,
+}
+
+impl Window {
+    pub(crate) fn len(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+}
+
 /// Hands out windows, and turns in their order.
 pub(crate) struct Windows {
     size: u64,
@@ -68,16 +81,18 @@ impl Windows {
     }
 
     /// Runs `work` on all windows, in `threads` threads, each with a buffer of its own. The first
-    /// error ends it.
+    /// error ends it. `nothing_until` says how far there is nothing from somewhere on: that is one
+    /// window, so that the time is bounded by what there is, and not by the disk's size.
     pub(crate) fn run(
         &self,
         threads: usize,
-        work: impl Fn(Range<u64>, &mut Buffer) -> Result<()> + Sync,
+        nothing_until: impl Fn(u64) -> Result<u64> + Sync,
+        work: impl Fn(Window, &mut Buffer) -> Result<()> + Sync,
     ) -> Result<()> {
         let worker = || {
             let mut buffer = Buffer(Vec::new());
-            while let Some(window) = self.take() {
-                if let Err(error) = work(window, &mut buffer) {
+            while let Some(window) = self.take(&nothing_until) {
+                if let Err(error) = window.and_then(|window| work(window, &mut buffer)) {
                     self.state().failed.get_or_insert(error);
                     self.moved.notify_all();
                 }
@@ -92,14 +107,26 @@ impl Windows {
         self.state().failed.take().map_or(Ok(()), Err)
     }
 
-    fn take(&self) -> Option<Range<u64>> {
+    fn take(&self, nothing_until: impl Fn(u64) -> Result<u64>) -> Option<Result<Window>> {
         let mut state = self.state();
         let start = state.next;
         if start >= self.size || state.failed.is_some() {
             return None;
         }
-        state.next = start + self.window;
-        Some(start..state.next.min(self.size))
+        let until = match nothing_until(start) {
+            Ok(until) => until,
+            Err(error) => return Some(Err(error)),
+        };
+        let empty = (until.min(self.size) - start) / self.window * self.window;
+        state.next = if until >= self.size {
+            self.size
+        } else {
+            start.saturating_add(empty.max(self.window)).min(self.size)
+        };
+        Some(Ok(Window {
+            range: start..state.next,
+            empty: state.next <= until,
+        }))
     }
 
     /// Runs `work` when it has been run for all windows before this one. Of no effect after a

@@ -35,21 +35,20 @@ impl Tree {
                     let expected = format!("an L2 table before the file's end at {file_len:#x}");
                     return Err(wrong(index, expected));
                 }
-                Some((table, _)) => tables.push((table, index)),
+                Some((table, _)) => tables.push(table),
                 None => {}
             }
         }
         tables.sort_unstable();
-        if let Some([_, (_, index)]) = tables.array_windows().find(|[a, b]| a.0 == b.0) {
-            return Err(wrong(
-                *index,
-                "an L2 table that no other entry names".into(),
-            ));
+        if let Some([twice, _]) = tables.array_windows().find(|[a, b]| a == b) {
+            let names = |&entry| {
+                entry::l1(entry, qcow2.geometry)
+                    .is_ok_and(|named| matches!(named, Some((table, _)) if table == *twice))
+            };
+            let expected = "an L2 table that no other entry names".into();
+            return Err(wrong(l1.iter().rposition(names).unwrap_or(0), expected));
         }
-        Ok(Tree {
-            tables: tables.into_iter().map(|(table, _)| table).collect(),
-            file_len,
-        })
+        Ok(Tree { tables, file_len })
     }
 
     /// Offsets of the L2 tables, in the file's order.
