@@ -13,7 +13,7 @@ mod task;
 mod window;
 mod zeros;
 
-pub use commit::commit;
+pub use commit::{CommitOptions, commit};
 pub use compare::{Comparison, Difference, compare};
 pub use copy::{CopyOptions, copy};
 pub use measure::{Measurement, measure};

@@ -8,7 +8,7 @@ mod support;
 use std::path::Path;
 use std::sync::Arc;
 
-use cowshed_qcow::ops::{CopyOptions, Task, commit, compare, copy, rebase};
+use cowshed_qcow::ops::{CommitOptions, CopyOptions, Task, commit, compare, copy, rebase};
 use cowshed_qcow::{
     CheckOptions, CreateOptions, Format, Image, MemoryStorage, NewSnapshot, OpenOptions, check,
     create,
@@ -129,7 +129,12 @@ const WORK: [(&str, Work); 7] = [
         Ok(())
     }),
     ("commit", |image, other| {
-        commit(image, other, 1, 2, &Task::default())
+        let options = CommitOptions {
+            above: 1,
+            make_empty: false,
+            threads: 2,
+        };
+        commit(image, other, &options, &Task::default())
     }),
     ("rebase", |image, other| {
         rebase(image, Some(other), false, 2, &Task::default())

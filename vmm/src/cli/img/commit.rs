@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use cowshed_qcow::ops::{self, Task};
+use cowshed_qcow::ops::{self, CommitOptions, Task};
 use cowshed_qcow::{Format, Image, Opener, ResizeOptions, Storage};
 
 use super::common::{self, Caches};
@@ -113,13 +113,14 @@ pub(super) fn run(args: &CommitArgs) -> Result<u8, Failure> {
     if base.size() < top.size() {
         base.resize(top.size(), &ResizeOptions::default())?;
     }
+    let options = CommitOptions {
+        above,
+        make_empty: !args.keep && above == 1,
+        threads: common::threads(),
+    };
     progress::watch(&args.progress, &Task::with_rate(args.rate), |task| {
-        ops::commit(&top, &base, above, common::threads(), task)
+        ops::commit(&top, &base, &options, task)
     })?;
-    drop(base);
-    if !args.keep && above == 1 {
-        top.make_empty()?;
-    }
     Ok(0)
 }
 
