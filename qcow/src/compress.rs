@@ -10,6 +10,10 @@ use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 const WINDOW_LOG_MAX: u32 = 27;
 /// The deflate window that is written, as a power of two: QEMU's decoder asks for no more.
 const DEFLATE_WINDOW: u8 = 12;
+/// Up to its level 8 the deflater passes over matches of three bytes, which is most of what makes it
+/// fast, and all but nothing for text. Clusters of other content show it: they shrink by less than
+/// this part, and are worth a second look.
+const HARD: f64 = 0.5;
 
 /// How an image's compressed clusters are made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -99,7 +103,7 @@ struct Encoder {
 }
 
 enum Method {
-    Deflate(Compress),
+    Deflate(Box<Deflater>),
     Zstd(zstd::bulk::Compressor<'static>),
 }
 
@@ -107,11 +111,7 @@ impl Encoder {
     /// `None` without memory for it.
     fn new(by: Compressor) -> Option<Self> {
         let method = match by.compression {
-            Compression::Zlib => {
-                let level = flate2::Compression::new(by.level as u32);
-                let deflater = Compress::new_with_window_bits(level, false, DEFLATE_WINDOW);
-                Method::Deflate(deflater)
-            }
+            Compression::Zlib => Method::Deflate(Box::new(Deflater::new(by.level as u32))),
             Compression::Zstd => Method::Zstd(zstd::bulk::Compressor::new(by.level).ok()?),
         };
         let out = vec![0; by.cluster.saturating_sub(1)];
@@ -121,15 +121,52 @@ impl Encoder {
     /// Compresses a cluster, if that makes it smaller.
     fn encode(&mut self, content: &[u8]) -> Option<Vec<u8>> {
         let out = &mut self.out[..];
-        let len = match &mut self.method {
-            Method::Deflate(deflater) => {
-                deflater.reset();
-                let status = deflater.compress(content, out, FlushCompress::Finish);
-                matches!(status, Ok(Status::StreamEnd)).then_some(deflater.total_out() as usize)
+        match &mut self.method {
+            Method::Deflate(deflater) => deflater.deflate(content, out),
+            Method::Zstd(compressor) => {
+                let len = compressor.compress_to_buffer(content, out).ok()?;
+                out.get(..len).map(<[u8]>::to_vec)
             }
-            Method::Zstd(compressor) => compressor.compress_to_buffer(content, out).ok(),
+        }
+    }
+}
+
+/// What makes raw deflate.
+struct Deflater {
+    usual: Compress,
+    /// For clusters that are hard to compress.
+    thorough: Option<Compress>,
+}
+
+impl Deflater {
+    fn new(level: u32) -> Self {
+        let compress = |level| {
+            let level = flate2::Compression::new(level);
+            Compress::new_with_window_bits(level, false, DEFLATE_WINDOW)
         };
-        out.get(..len?).map(<[u8]>::to_vec)
+        Deflater {
+            usual: compress(level),
+            thorough: (6..9).contains(&level).then(|| compress(9)),
+        }
+    }
+
+    /// The stream of some content, if `out` has room for it.
+    fn deflate(&mut self, content: &[u8], out: &mut [u8]) -> Option<Vec<u8>> {
+        let stream = deflate(&mut self.usual, content, out)?;
+        let hard = stream.len() as f64 > content.len() as f64 * (1.0 - HARD);
+        let by = self.thorough.as_mut().filter(|_| hard);
+        let second = by.and_then(|by| deflate(by, content, out));
+        second
+            .filter(|second| second.len() < stream.len())
+            .or(Some(stream))
+    }
+}
+
+fn deflate(by: &mut Compress, content: &[u8], out: &mut [u8]) -> Option<Vec<u8>> {
+    by.reset();
+    match by.compress(content, out, FlushCompress::Finish) {
+        Ok(Status::StreamEnd) => out.get(..by.total_out() as usize).map(<[u8]>::to_vec),
+        _ => None,
     }
 }
 
