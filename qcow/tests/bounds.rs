@@ -3,14 +3,16 @@
 
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
+#[path = "support/endless.rs"]
+mod endless;
 mod support;
 
 use std::path::Path;
 use std::sync::Arc;
 
 use cowshed_qcow::{CheckOptions, Format, Image, MemoryStorage, OpenOptions, check};
+use endless::{Endless, MIB, NAME, Rule, alone, cost, open, valid, with_largest_tables};
 use peak_alloc::PeakAlloc;
-use support::endless::{Endless, MIB, NAME, Rule, alone, cost, open, valid, with_largest_tables};
 use support::{Random, have_qemu, qemu_create, qemu_img, qemu_io};
 
 #[global_allocator]

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)] // A test fails by panicking.
 
+#[path = "support/endless.rs"]
+mod endless;
 mod support;
 
 use std::path::Path;
@@ -13,8 +15,8 @@ use cowshed_qcow::{
     CheckOptions, CreateOptions, Format, Image, MemoryStorage, NewSnapshot, OpenOptions, check,
     create,
 };
+use endless::{Endless, MIB, NAME, Rule, alone, cost, open, valid, with_largest_tables};
 use peak_alloc::PeakAlloc;
-use support::endless::{Endless, MIB, NAME, Rule, alone, cost, open, valid, with_largest_tables};
 use support::to_version;
 
 #[global_allocator]

@@ -7,7 +7,6 @@ pub mod check;
 pub mod crash;
 pub mod damage;
 pub mod encryption;
-pub mod endless;
 pub mod lab;
 pub mod model;
 pub mod storages;
