@@ -8,46 +8,53 @@ use cowshed_devices::legacy::serial::Serial;
 
 use crate::terminal::EscapeFilter;
 
-/// Reads standard input on a thread of its own until it ends. On a terminal the escape is
-/// looked for, and `escaped` is called when it came.
-pub(super) fn forward(
+/// Standard input, on its way to the guest.
+pub(super) struct Typed {
     serial: Arc<Serial>,
+    /// It is a terminal's: the escape is looked for.
     terminal: bool,
-    escaped: impl Fn() + Send + 'static,
-) -> io::Result<()> {
-    thread::Builder::new()
-        .name("stdin".to_owned())
-        .spawn(move || {
-            let mut filter = EscapeFilter::default();
-            let mut bytes = [0; 256];
-            loop {
-                let count = match io::stdin().read(&mut bytes) {
-                    Ok(0) => return,
-                    Ok(count) => count,
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                    Err(error) => {
-                        tracing::warn!(%error, "standard input is lost to the guest");
-                        return;
-                    }
-                };
-                let typed = bytes.get(..count).unwrap_or_default();
-                let mut passed = Vec::with_capacity(typed.len() + 1);
-                let escape = if terminal {
-                    filter.feed(typed, &mut passed)
-                } else {
-                    passed.extend_from_slice(typed);
-                    false
-                };
-                if escape {
-                    return escaped();
-                }
-                if let Err(error) = send(&serial, &passed) {
-                    tracing::warn!(%error, "standard input is lost to the guest");
-                    return;
-                }
+}
+
+impl Typed {
+    pub(super) fn new(serial: Arc<Serial>, terminal: bool) -> Self {
+        Self { serial, terminal }
+    }
+
+    /// Passes it on until it ends, on a thread of its own. To be called when there is some: most
+    /// guests get none. `escaped` is called when the escape came.
+    pub(super) fn forward(self, escaped: impl FnOnce() + Send + 'static) {
+        let pass = move || match self.pass() {
+            Ok(true) => escaped(),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "standard input is lost to the guest"),
+        };
+        let thread = thread::Builder::new().name("stdin".to_owned()).spawn(pass);
+        if let Err(error) = thread {
+            tracing::warn!(%error, "standard input is lost to the guest");
+        }
+    }
+
+    /// Whether it ended with the escape.
+    fn pass(&self) -> io::Result<bool> {
+        let mut filter = EscapeFilter::default();
+        let mut bytes = [0; 256];
+        loop {
+            let count = match io::stdin().read(&mut bytes) {
+                Ok(0) => return Ok(false),
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            let typed = bytes.get(..count).unwrap_or_default();
+            let mut passed = Vec::with_capacity(typed.len() + 1);
+            if !self.terminal {
+                passed.extend_from_slice(typed);
+            } else if filter.feed(typed, &mut passed) {
+                return Ok(true);
             }
-        })?;
-    Ok(())
+            send(&self.serial, &passed)?;
+        }
+    }
 }
 
 /// Gives the guest all of `bytes`, as fast as it takes them.

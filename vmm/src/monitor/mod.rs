@@ -30,6 +30,7 @@ use crate::report::chain;
 use crate::sandbox::{self, Identity, Sandbox};
 use crate::stderr::Stderr;
 use console::Console;
+use input::Typed;
 use link::{Closed, Link, Order, Told};
 use screen::{Closer, Screen};
 use workers::Workers;
@@ -97,6 +98,8 @@ struct Monitor {
     disks: Disks,
     stats: Vec<Arc<BlockStats>>,
     console: Console,
+    /// Until there is something typed.
+    typed: Option<Typed>,
     screen: Option<Closer>,
     streams: Option<ConsoleHandle>,
 }
@@ -156,11 +159,6 @@ impl Monitor {
         }));
         let sandbox = Sandbox::enter(&parts.sandbox, parts.identity, host)?;
         let machine = machine.start(sandbox)?;
-        if let Some(terminal) = terminal {
-            let escape = link.clone();
-            input::forward(serial, terminal, move || escape.tell(&Told::Escaped))
-                .map_err(io("read standard input"))?;
-        }
         Ok(Self {
             link,
             machine,
@@ -169,28 +167,41 @@ impl Monitor {
             disks: parts.disks,
             stats,
             console,
+            typed: terminal.map(|terminal| Typed::new(serial, terminal)),
             screen: closer,
             streams,
         })
     }
 
-    /// Makes threads for the devices and does what the session orders.
+    /// Makes threads for the devices and for what is typed, and does what the session orders.
     fn serve(mut self) {
         loop {
             // SAFETY: the event is open for as long as `self`.
             let wake = unsafe { BorrowedFd::borrow_raw(self.workers.wake().as_raw_fd()) };
-            let mut fds = [
+            let stdin = io::stdin();
+            let mut fds = vec![
                 PollFd::new(&self.link, PollFlags::IN),
                 PollFd::new(&wake, PollFlags::IN),
             ];
+            if self.typed.is_some() {
+                fds.push(PollFd::new(&stdin, PollFlags::IN));
+            }
             match poll(&mut fds, None) {
                 Ok(_) => {}
                 Err(Errno::INTR) => continue,
                 Err(error) => return tracing::error!(%error, "cannot wait for the session"),
             }
-            let [ordered, wanted] = fds.map(|fd| !fd.revents().is_empty());
+            let happened = |index| {
+                fds.get(index)
+                    .is_some_and(|fd: &PollFd| !fd.revents().is_empty())
+            };
+            let [ordered, wanted, typing] = [0, 1, 2].map(happened);
             if wanted {
                 self.workers.serve(self.sandbox);
+            }
+            if typing && let Some(typed) = self.typed.take() {
+                let escape = self.link.clone();
+                typed.forward(move || escape.tell(&Told::Escaped));
             }
             if !ordered {
                 continue;
@@ -209,6 +220,7 @@ impl Monitor {
         if let Some(screen) = &self.screen {
             screen.close();
         }
+        self.typed = None;
         self.workers.close();
         self.machine.stop_vcpus();
         let link = self.link.clone();
