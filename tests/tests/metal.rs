@@ -1,6 +1,7 @@
 //! Guests without an operating system drive the devices: what they find is in their output, and
 //! the way they end is their verdict.
 
+use std::io::{Read, Write};
 use std::path::Path;
 
 use cowshed_tests::cowshed::{Cowshed, Output};
@@ -56,6 +57,28 @@ fn a_guest_that_prints_and_resets_ends_the_run_with_0() {
     let output = run(work.path(), "hello", "").expect_status(0);
     assert_eq!(output.stdout(), "hello from ring 3\n");
     assert_eq!(reason(work.path()), "reset");
+}
+
+#[test]
+fn what_is_typed_reaches_the_serial_port_whenever_it_comes() {
+    if !kvm_is_here() {
+        return;
+    }
+    let kernel = guest::builder().metal("echo").expect("build the guest");
+    let mut run = Cowshed::run().option("--kernel", kernel).spawn();
+    let mut stdin = run.take_stdin();
+    let mut stdout = run.take_stdout();
+    // More than the port's queue holds, then a part that comes after the first was read.
+    let first = "typed ahead ".repeat(100);
+    stdin.write_all(first.as_bytes()).unwrap();
+    let mut back = vec![0; first.len()];
+    stdout.read_exact(&mut back).unwrap();
+    assert_eq!(back, first.as_bytes());
+    stdin.write_all(b"and later\n").unwrap();
+    let mut rest = String::new();
+    stdout.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "and later\n");
+    let _ = run.wait().expect_status(0);
 }
 
 #[test]
