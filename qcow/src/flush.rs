@@ -9,6 +9,7 @@
 //! is cleared; after a crash they are rebuilt as it is opened.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 
 use crate::error::{Error, Result};
 use crate::header::DIRTY;
@@ -40,6 +41,24 @@ impl Image {
             Some(Layer::Qcow2(qcow2)) if qcow2.writable => qcow2.flush(),
             Some(layer) if layer.writable() => layer.host().sync(),
             _ => Ok(()),
+        }
+    }
+
+    /// Whether a [`flush`](Self::flush) would be nothing but an fdatasync(2) of the first of
+    /// [`files`](Self::files). The caller may begin that now instead, and hands what became of it to
+    /// [`synced`](Self::synced).
+    pub fn needs_sync_only(&self) -> bool {
+        self.layers.first().is_some_and(|layer| match layer {
+            Layer::Qcow2(qcow2) => qcow2.writable && qcow2.needs_sync_only(),
+            Layer::Raw(raw) => layer.writable() && raw.host.storage.syncs_file(),
+        })
+    }
+
+    /// Ends a flush that was a sync: what [`flush`](Self::flush) would have said.
+    pub fn synced(&self, result: io::Result<()>) -> Result<()> {
+        match self.layers.first() {
+            Some(layer) => layer.host().synced(result),
+            None => Ok(()),
         }
     }
 }
@@ -89,22 +108,16 @@ impl Qcow2 {
         flushed
     }
 
-    /// Whether nothing waits for a flush but data.
-    fn is_clean(&self) -> bool {
-        let mut state = self.state();
-        let State {
-            tables,
-            writing: Some(writing),
-        } = &mut *state
-        else {
-            return true;
-        };
-        tables.stopped.is_some()
-            || writing.dropped.is_empty()
-                && writing.l1_dirty.is_empty()
-                && writing.refcounts.dirty.is_empty()
-                && writing.refcounts.blocks.is_clean()
-                && tables.l2.is_clean()
+    fn needs_sync_only(&self) -> bool {
+        let state = self.state();
+        // A flush gives back clusters that are held, and has the tables of another one to wait for.
+        let idle =
+            |writing: &Writing| !writing.flushing && !writing.alone && writing.held.is_empty();
+        state.tables.stopped.is_none()
+            && state.writing.as_deref().is_none_or(idle)
+            && is_clean(&state)
+            && !self.data.is_external()
+            && self.host.storage.syncs_file()
     }
 
     fn take(&self, tables: &mut Tables, writing: &mut Writing) -> Batch {
@@ -302,6 +315,16 @@ impl Qcow2 {
     }
 }
 
+/// Whether nothing waits for a flush but data.
+fn is_clean(State { tables, writing }: &State) -> bool {
+    let Some(writing) = writing else { return true };
+    let refcounts = &writing.refcounts;
+    tables.l2.is_clean()
+        && writing.l1_dirty.is_empty()
+        && writing.dropped.is_empty()
+        && (writing.defers_refcounts() || refcounts.dirty.is_empty() && refcounts.blocks.is_clean())
+}
+
 /// Those sectors of a table, as the file has them.
 fn sectors(table: &[u64], offset: u64, dirty: &BTreeSet<u64>) -> Pieces {
     let entries = SECTOR_ENTRIES as usize;
@@ -326,7 +349,11 @@ impl Qcow2 {
         if let Some(writing) = &mut self.state().writing {
             writing.lazy = false;
         }
-        if !self.is_clean() {
+        let unclean = {
+            let state = self.state();
+            state.tables.stopped.is_none() && !is_clean(&state)
+        };
+        if unclean {
             self.flush()?;
         }
         let tables = &mut self.state().tables;

@@ -89,9 +89,16 @@ impl Host {
     }
 
     pub(crate) fn sync(&self) -> Result<()> {
-        self.storage
-            .sync()
-            .map_err(Error::io(&self.path, || "sync".into()))
+        self.sync_ended(self.storage.sync())
+    }
+
+    /// The same where the caller has synced the file.
+    pub(crate) fn synced(&self, result: io::Result<()>) -> Result<()> {
+        self.sync_ended(self.storage.synced(result))
+    }
+
+    fn sync_ended(&self, result: io::Result<()>) -> Result<()> {
+        result.map_err(Error::io(&self.path, || "sync".into()))
     }
 
     pub(crate) fn len(&self) -> Result<u64> {

@@ -93,6 +93,16 @@ pub trait Storage: Send + Sync {
     fn file(&self) -> Option<BorrowedFd<'_>> {
         None
     }
+    /// Whether [`sync`](Storage::sync) is an fdatasync(2) of [`file`](Storage::file), and nothing else:
+    /// then the caller may do that itself, and goes by what [`synced`](Storage::synced) says.
+    fn syncs_file(&self) -> bool {
+        false
+    }
+    /// Learns how it went when the caller has synced [`file`](Storage::file), and says what
+    /// [`sync`](Storage::sync) would have said.
+    fn synced(&self, result: io::Result<()>) -> io::Result<()> {
+        result
+    }
     /// What loop detection compares. `None` if nothing else can name the same storage.
     fn identity(&self) -> io::Result<Option<Identity>> {
         Ok(None)

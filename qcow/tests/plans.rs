@@ -5,10 +5,11 @@
 mod support;
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use cowshed_qcow::{Extent, Fill, Format, Image, OpenOptions, Plan};
+use cowshed_qcow::{Extent, FileStorage, Fill, Format, Image, OpenOptions, Plan, Storage};
 use support::{have_qemu, open_file, qemu_img, qemu_io};
 
 const CLUSTER: u64 = 128 << 10;
@@ -171,4 +172,41 @@ fn who_cannot_wait_is_told_that_tables_are_missing() {
         disk.plan_write_at_once(0, 512).unwrap(),
         Plan::Fast { .. }
     ));
+}
+
+#[test]
+fn a_flush_is_a_sync_only_where_no_table_waits_for_it() {
+    if !have_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let disk = image(folder.path(), "cluster_size=64k", &["write -P 1 0 128k"]);
+    assert!(disk.needs_sync_only());
+    disk.write(0, &[2; 4096]).unwrap();
+    assert!(disk.needs_sync_only(), "in place");
+    disk.write(512 << 10, &[3; 64 << 10]).unwrap();
+    assert!(!disk.needs_sync_only(), "a new cluster");
+    disk.flush().unwrap();
+    assert!(disk.needs_sync_only());
+    // What a request may still be reading is given back by a later flush.
+    let plan = disk.plan_read(0, 4096).unwrap();
+    disk.discard(64 << 10, 64 << 10).unwrap();
+    assert!(!disk.needs_sync_only(), "a dropped cluster");
+    disk.flush().unwrap();
+    assert!(!disk.needs_sync_only(), "a cluster that waits for a reader");
+    drop(plan);
+    disk.flush().unwrap();
+    assert!(disk.needs_sync_only());
+    disk.synced(Ok(())).unwrap();
+    // Nobody knows what is durable after a failure, whoever saw it.
+    assert!(disk.synced(Err(io::Error::from_raw_os_error(5))).is_err());
+    assert!(disk.flush().is_err());
+    assert!(disk.synced(Ok(())).is_err());
+    drop(disk);
+
+    let raw = open_file(&folder.path().join("base"), &OpenOptions::new(Format::Raw));
+    assert!(raw.needs_sync_only());
+    drop(raw);
+    let file = File::open(folder.path().join("base")).unwrap();
+    assert!(!FileStorage::without_sync(file).syncs_file());
 }

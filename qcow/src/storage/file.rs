@@ -192,13 +192,10 @@ impl Storage for FileStorage {
         if !self.durable {
             return Ok(());
         }
-        if let Some(code) = self.failed.get() {
-            return Err(io::Error::from_raw_os_error(*code));
+        match self.failed.get() {
+            Some(code) => Err(io::Error::from_raw_os_error(*code)),
+            None => self.synced(self.file.sync_data()),
         }
-        self.file.sync_data().inspect_err(|error| {
-            self.failed
-                .get_or_init(|| error.raw_os_error().unwrap_or(Errno::IO.raw_os_error()));
-        })
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -273,6 +270,22 @@ impl Storage for FileStorage {
 
     fn file(&self) -> Option<BorrowedFd<'_>> {
         Some(self.handle.as_ref().unwrap_or(&self.file).as_fd())
+    }
+
+    fn syncs_file(&self) -> bool {
+        self.durable
+    }
+
+    fn synced(&self, result: io::Result<()>) -> io::Result<()> {
+        if let Err(error) = &result {
+            let code = error.raw_os_error();
+            self.failed
+                .get_or_init(|| code.unwrap_or(Errno::IO.raw_os_error()));
+        }
+        match self.failed.get() {
+            Some(code) => Err(io::Error::from_raw_os_error(*code)),
+            None => Ok(()),
+        }
     }
 
     fn identity(&self) -> io::Result<Option<Identity>> {

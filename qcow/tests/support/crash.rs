@@ -79,6 +79,13 @@ impl Storage for CrashStorage {
         self.log(Change::Sync);
         Ok(())
     }
+    fn syncs_file(&self) -> bool {
+        true
+    }
+    fn synced(&self, result: io::Result<()>) -> io::Result<()> {
+        self.log(Change::Sync);
+        result
+    }
     fn len(&self) -> io::Result<u64> {
         self.now.len()
     }

@@ -114,6 +114,14 @@ impl Disk for ImageDisk {
     fn flush(&self) -> io::Result<()> {
         self.image.flush().map_err(whole)
     }
+
+    fn needs_sync_only(&self) -> bool {
+        self.image.needs_sync_only()
+    }
+
+    fn synced(&self, result: io::Result<()>) -> io::Result<()> {
+        self.image.synced(result).map_err(whole)
+    }
 }
 
 /// The device logs an error in one line: its causes must be in it.

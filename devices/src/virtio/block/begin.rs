@@ -33,7 +33,10 @@ impl Service<'_> {
             failed: false,
         });
         let Some((direction, offset, data)) = operation.bytes() else {
-            return self.block(at, operation);
+            return match operation {
+                Operation::Flush if !self.context.never_sync => self.flush(at),
+                other => self.block(at, other),
+            };
         };
         let write = direction == Direction::Write;
         if write && self.context.write_through || data.len() > transfer::CHUNK {
@@ -153,6 +156,21 @@ impl Service<'_> {
         }
         flight.operation = Some(operation);
         Ok(())
+    }
+
+    /// Has the ring make durable what was written, where that is all.
+    fn flush(&mut self, at: usize) -> Result<(), Error> {
+        let ring = self.ring.as_mut();
+        let ring = ring.filter(|ring| ring.files() > 0 && ring.has_room(1));
+        let (Some(ring), Some(flight)) = (ring, self.flights.get_mut(at)) else {
+            return self.block(at, Operation::Flush);
+        };
+        if !self.context.disk.needs_sync_only() {
+            return self.block(at, Operation::Flush);
+        }
+        flight.operation = Some(Operation::Flush);
+        flight.parts = 1;
+        Ok(ring.sync(at, 0)?)
     }
 
     /// Does a request with blocking calls, here or elsewhere.

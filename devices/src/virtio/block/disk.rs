@@ -96,4 +96,13 @@ pub trait Disk: Send + Sync {
     fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
     /// Makes every completed write durable.
     fn flush(&self) -> io::Result<()>;
+    /// Whether [`flush`](Self::flush) would be nothing but an fdatasync(2) of the first of
+    /// [`files`](Self::files). Who begins that now instead tells [`synced`](Self::synced).
+    fn needs_sync_only(&self) -> bool {
+        false
+    }
+    /// Ends a flush that was a sync: what [`flush`](Self::flush) would have said.
+    fn synced(&self, result: io::Result<()>) -> io::Result<()> {
+        result
+    }
 }

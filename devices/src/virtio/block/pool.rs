@@ -136,6 +136,11 @@ impl<'a> Pool<'a> {
         todo.into_iter().map(|(request, _)| request).collect()
     }
 
+    /// Waits for no thread when it is dropped: they may wait for what never comes.
+    pub(super) fn abandon(&mut self) {
+        self.threads.clear();
+    }
+
     /// Takes what was done since the last call.
     pub(super) fn done(&self, into: &mut Vec<Done>) {
         into.append(&mut self.shared.state().done);

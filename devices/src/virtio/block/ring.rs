@@ -1,12 +1,12 @@
-//! The ring of one queue (io_uring(7)): reads and writes of the disk's files, and the events that
-//! wake the queue's thread.
+//! The ring of one queue (io_uring(7)): reads, writes and syncs of the disk's files, and the events
+//! that wake the queue's thread.
 //!
 //! An operation moves all of its bytes or counts as not done: what comes short, fails or is
 //! interrupted is done again with blocking calls, which know what to make of it. So there is
-//! nothing here but the common case.
+//! nothing here but the common case. A sync that failed is the exception: nobody may try it again.
 //!
 //! What a ring does goes past seccomp filters. So it starts disabled, is restricted to reads,
-//! writes and polls of the files that were registered before, and only then enabled.
+//! writes, syncs and polls of the files that were registered before, and only then enabled.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use io_uring::register::Restriction;
-use io_uring::types::{Fixed, SubmitArgs, Timespec};
+use io_uring::types::{Fixed, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use vm_memory::VolatileSlice;
 use vmm_sys_util::eventfd::EventFd;
@@ -56,7 +56,7 @@ impl Target {
     }
 }
 
-/// Neighbouring parts of requests that are moved together.
+/// Neighbouring parts of requests that are moved together, or a sync, which moves nothing.
 struct Operation {
     target: Target,
     vectors: Vec<libc::iovec>,
@@ -154,6 +154,30 @@ impl Ring {
             return Ok(());
         }
         self.hand_over()?;
+        let at = self.begin(request, target);
+        self.operations[at]
+            .vectors
+            .extend(slices.iter().map(vector));
+        self.newest = Some(at);
+        Ok(())
+    }
+
+    /// Adds a request that makes durable what was written to a file before: fdatasync(2).
+    pub(super) fn sync(&mut self, request: usize, file: usize) -> io::Result<()> {
+        self.hand_over()?;
+        let nothing = Target {
+            direction: Direction::Write,
+            file,
+            offset: 0,
+            len: 0,
+        };
+        let at = self.begin(request, nothing);
+        let entry = opcode::Fsync::new(Fixed(file as u32)).flags(FsyncFlags::DATASYNC);
+        self.push(entry.build().user_data(at as u64))
+    }
+
+    /// Gives an operation its number.
+    fn begin(&mut self, request: usize, target: Target) -> usize {
         let at = self.free.pop().unwrap_or(self.operations.len());
         if at == self.operations.len() {
             self.operations.push(Operation {
@@ -165,10 +189,8 @@ impl Ring {
         let operation = &mut self.operations[at];
         operation.target = target;
         operation.requests.push(request);
-        operation.vectors.extend(slices.iter().map(vector));
-        self.newest = Some(at);
         self.in_flight += 1;
-        Ok(())
+        at
     }
 
     /// Lets the kernel begin what was added. What it can do at once is complete then.
@@ -186,6 +208,16 @@ impl Ring {
         self.enter(1, timeout)
     }
 
+    /// Waits for all that is in flight. After an error the kernel may be at it for good.
+    pub(super) fn finish(&mut self) -> io::Result<()> {
+        while self.in_flight > 0 {
+            self.wait(None)?;
+            // Only a waker fails there, and nobody is to be woken any more.
+            let _ = self.completed(|_, _| {});
+        }
+        Ok(())
+    }
+
     /// Whether there is something for [`submit`](Self::submit) and [`completed`](Self::completed)
     /// to find: as much of it as can be seen without a call.
     pub(super) fn has_news(&mut self) -> bool {
@@ -194,7 +226,10 @@ impl Ring {
 
     /// Tells of each part that is completed: its request, and whether its bytes were moved. Where
     /// they were not, nobody knows which of them were.
-    pub(super) fn completed(&mut self, mut tell: impl FnMut(usize, bool)) -> io::Result<()> {
+    pub(super) fn completed(
+        &mut self,
+        mut tell: impl FnMut(usize, io::Result<()>),
+    ) -> io::Result<()> {
         loop {
             let next = self.ring.completion().next();
             let Some(entry) = next else {
@@ -213,13 +248,19 @@ impl Ring {
         }
     }
 
-    fn complete(&mut self, at: usize, result: i32, tell: &mut impl FnMut(usize, bool)) {
+    fn complete(&mut self, at: usize, result: i32, tell: &mut impl FnMut(usize, io::Result<()>)) {
         let Some(operation) = self.operations.get_mut(at) else {
             return;
         };
-        let moved = u64::try_from(result) == Ok(operation.target.len);
         for request in operation.requests.drain(..) {
-            tell(request, moved);
+            tell(
+                request,
+                match u64::try_from(result) {
+                    Ok(moved) if moved == operation.target.len => Ok(()),
+                    Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+                    Err(_) => Err(io::Error::from_raw_os_error(-result)),
+                },
+            );
         }
         operation.vectors.clear();
         self.free.push(at);
@@ -268,9 +309,9 @@ impl Ring {
         if self.ring.submission().is_full() {
             self.enter(0, None)?;
         }
-        // SAFETY: an operation's vectors stay where they are until it is complete. They name guest
-        // memory, and it goes to registered files: both are kept until `drop` has seen the last
-        // completion. The guest may change its memory meanwhile: nothing in Rust borrows it.
+        // SAFETY: the kernel has taken an operation's vectors when its submission returns, and until
+        // then they stay where they are. They name guest memory, and it goes to registered files:
+        // both are kept until `drop` has seen the last completion. The guest may change its memory meanwhile: nothing in Rust borrows it.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         pushed.map_err(io::Error::other)
     }
@@ -297,15 +338,12 @@ impl Ring {
 }
 
 impl Drop for Ring {
-    /// Waits for what is in flight: guest memory and files are the kernel's until then.
+    /// Guest memory and files are the kernel's until it is done with them: for ever, if nobody can
+    /// say when that is.
     fn drop(&mut self) {
-        while self.in_flight > 0 {
-            let waited = self.wait(None).and_then(|()| self.completed(|_, _| {}));
-            if let Err(error) = waited {
-                tracing::error!(%error, "cannot wait for a disk: its memory is never given back");
-                std::mem::forget((Arc::clone(&self._disk), self._memory.clone()));
-                return;
-            }
+        if let Err(error) = self.finish() {
+            tracing::error!(%error, "cannot wait for a disk: its memory is never given back");
+            std::mem::forget((Arc::clone(&self._disk), self._memory.clone()));
         }
     }
 }
@@ -328,7 +366,7 @@ fn build() -> io::Result<IoUring> {
 }
 
 /// All that the ring may be used for once it is enabled.
-fn restrictions() -> [Restriction; 8] {
+fn restrictions() -> [Restriction; 9] {
     let fixed = squeue::Flags::FIXED_FILE.bits();
     [
         Restriction::register_op(ENABLE_RINGS),
@@ -336,6 +374,7 @@ fn restrictions() -> [Restriction; 8] {
         Restriction::sqe_op(opcode::Readv::CODE),
         Restriction::sqe_op(opcode::Write::CODE),
         Restriction::sqe_op(opcode::Writev::CODE),
+        Restriction::sqe_op(opcode::Fsync::CODE),
         Restriction::sqe_op(opcode::PollAdd::CODE),
         Restriction::sqe_flags_allowed(fixed),
         Restriction::sqe_flags_required(fixed),

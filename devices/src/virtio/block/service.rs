@@ -85,14 +85,14 @@ pub(super) struct Service<'a> {
     stop: &'a Stop,
     pub(super) queue: VirtQueue,
     pub(super) executor: Executor<'a>,
-    // In this order: dropping the ring waits for what it is at, by what the flights hold; dropping
-    // the pool does so too, and its threads may be waiting for what a flight is to commit.
+    // In this order: what flights hold is let go when the ring is done with it; dropping the pool
+    // waits for its threads, and they may be waiting for what a flight is to commit.
     pub(super) ring: Option<Ring>,
     pub(super) flights: Flights,
     pub(super) pool: Pool<'a>,
     /// For a request, where none is in flight; for what is in flight.
     polling: [PollWindow; 2],
-    moved: Vec<(usize, bool)>,
+    moved: Vec<(usize, io::Result<()>)>,
     done: Vec<Done>,
 }
 
@@ -184,13 +184,13 @@ impl<'a> Service<'a> {
         let mut moved = std::mem::take(&mut self.moved);
         if let Some(ring) = &mut self.ring {
             ring.submit()?;
-            ring.completed(|request, whole| moved.push((request, whole)))?;
+            ring.completed(|request, result| moved.push((request, result)))?;
         }
         let mut done = std::mem::take(&mut self.done);
         self.pool.done(&mut done);
         let any = !moved.is_empty() || !done.is_empty();
-        for (at, whole) in moved.drain(..) {
-            self.part_moved(at, whole)?;
+        for (at, result) in moved.drain(..) {
+            self.part_moved(at, result)?;
         }
         for (at, operation, result) in done.drain(..) {
             self.end(at, &operation, result)?;
@@ -199,12 +199,12 @@ impl<'a> Service<'a> {
         Ok(any)
     }
 
-    fn part_moved(&mut self, at: usize, whole: bool) -> Result<(), Error> {
+    fn part_moved(&mut self, at: usize, result: io::Result<()>) -> Result<(), Error> {
         let Some(flight) = self.flights.get_mut(at) else {
             return Ok(());
         };
         flight.parts -= 1;
-        flight.failed |= !whole;
+        flight.failed |= result.is_err();
         if flight.parts > 0 {
             return Ok(());
         }
@@ -212,6 +212,10 @@ impl<'a> Service<'a> {
         flight.pin = None;
         let commit = flight.commit.take();
         match flight.operation.take() {
+            Some(Operation::Flush) => {
+                let synced = self.context.disk.synced(result);
+                self.end(at, &Operation::Flush, synced)
+            }
             // The blocking calls go on after short ones, and find out what the error is.
             Some(operation) if failed => {
                 drop(commit);
@@ -315,6 +319,21 @@ impl<'a> Service<'a> {
             let _ = event.read();
         }
         Ok(())
+    }
+}
+
+impl Drop for Service<'_> {
+    /// What a request holds is let go when the ring is done with it, and never if nobody can say when
+    /// that is: the kernel might write to clusters that are another's by then.
+    fn drop(&mut self) {
+        if self
+            .ring
+            .as_mut()
+            .is_some_and(|ring| ring.finish().is_err())
+        {
+            std::mem::forget(std::mem::take(&mut self.flights));
+            self.pool.abandon();
+        }
     }
 }
 

@@ -2,7 +2,7 @@ use std::sync::atomic::Ordering;
 
 use proptest::prelude::*;
 
-use super::Options;
+use super::{Engine, Options};
 use crate::virtio::device::feature;
 use crate::virtio::testing::{END, EVENT_IDX, NEXT, SEAM, WRITE};
 use support::*;
@@ -138,6 +138,27 @@ fn flush_is_passed_on() {
         let mut bench = bench_by(way);
         assert_eq!(bench.request(4, 0, &[]), OK);
         assert_eq!(bench.disk.flushes(), 1);
+    }
+}
+
+#[test]
+fn a_flush_that_is_a_sync_is_the_rings() {
+    for way in WAYS {
+        let mut bench = bench_by(way);
+        bench.disk.sync_only.store(true, Ordering::SeqCst);
+        assert_eq!(bench.request(4, 0, &[]), OK);
+        let syncs = match way.engine {
+            Engine::IoUring => 1,
+            Engine::Threads => 0,
+        };
+        assert_eq!(bench.disk.syncs.load(Ordering::SeqCst), syncs, "{way:?}");
+        assert_eq!(bench.disk.flushes(), 1 - syncs, "{way:?}");
+        if syncs == 1 {
+            // What failed once is not tried again.
+            bench.disk.fails.store(true, Ordering::SeqCst);
+            assert_eq!(bench.request(4, 0, &[]), IOERR);
+            assert_eq!(bench.disk.flushes(), 0);
+        }
     }
 }
 

@@ -87,7 +87,7 @@ impl Lab {
     fn completed(&mut self) -> Vec<(usize, bool)> {
         let mut told = Vec::new();
         self.ring
-            .completed(|request, moved| told.push((request, moved)))
+            .completed(|request, result| told.push((request, result.is_ok())))
             .unwrap();
         told
     }
@@ -172,6 +172,33 @@ fn what_comes_short_or_fails_is_not_done() {
 }
 
 #[test]
+fn a_sync_is_told_of_like_a_transfer() {
+    let mut lab = lab();
+    lab.add(1, target(Direction::Write, 0, 0, 512), 0);
+    lab.ring.sync(2, 0).unwrap();
+    // Nothing joins it, and a pipe has nothing to sync.
+    lab.add(3, target(Direction::Write, 0, 0, 512), 0);
+    lab.ring.sync(4, 1).unwrap();
+    let mut told = lab.all(4);
+    told.sort_unstable();
+    assert_eq!(told, [(1, true), (2, true), (3, true), (4, false)]);
+}
+
+#[test]
+fn what_cannot_be_waited_for_keeps_memory_and_files() {
+    let mut lab = lab();
+    let disk = Arc::downgrade(&lab.ring._disk);
+    lab.add(1, target(Direction::Read, 1, 0, 512), 0);
+    lab.ring.submit().unwrap();
+    // The ring's number is another file's now, which the kernel does not take for a ring.
+    // SAFETY: both descriptors are open, and the ring has no use for its own any more.
+    unsafe { libc::dup2(lab.file.as_raw_fd(), lab.ring.ring.as_raw_fd()) };
+    assert!(lab.ring.finish().is_err());
+    drop(lab.ring);
+    assert_eq!(disk.strong_count(), 1);
+}
+
+#[test]
 fn a_waker_ends_each_wait() {
     let mut lab = lab();
     for _ in 0..3 {
@@ -232,7 +259,7 @@ fn nothing_else_can_be_asked_of_it() {
     let any = io_uring::types::Fd(lab.file.as_raw_fd());
     for entry in [
         opcode::Nop::new().build(),
-        opcode::Fsync::new(Fixed(0)).build(),
+        opcode::Fallocate::new(Fixed(0), 4096).build(),
         opcode::Close::new(any).build(),
         // What is allowed, but of a file that was not registered.
         opcode::PollAdd::new(any, libc::POLLIN as u32).build(),

@@ -29,6 +29,9 @@ pub(super) struct RawDisk {
     handle: File,
     direct: bool,
     flushes: AtomicU64,
+    /// Its flushes are syncs of the file, and those that were.
+    pub(super) sync_only: AtomicBool,
+    pub(super) syncs: AtomicU64,
     /// Reads by buffer wait until this opens.
     pub(super) gate: Arc<(Mutex<bool>, Condvar)>,
     /// Reads by buffer that were begun.
@@ -97,6 +100,8 @@ impl RawDisk {
             handle,
             direct,
             flushes: AtomicU64::new(0),
+            sync_only: AtomicBool::new(false),
+            syncs: AtomicU64::new(0),
             gate: Arc::new((Mutex::new(true), Condvar::new())),
             begun: AtomicU64::new(0),
             fails: AtomicBool::new(false),
@@ -235,6 +240,16 @@ impl Disk for RawDisk {
     fn flush(&self) -> io::Result<()> {
         self.flushes.fetch_add(1, Ordering::SeqCst);
         Ok(())
+    }
+    fn needs_sync_only(&self) -> bool {
+        self.sync_only.load(Ordering::SeqCst)
+    }
+    fn synced(&self, result: io::Result<()>) -> io::Result<()> {
+        self.syncs.fetch_add(1, Ordering::SeqCst);
+        match self.fails.load(Ordering::SeqCst) {
+            true => Err(io::Error::other("worn out")),
+            false => result,
+        }
     }
 }
 
