@@ -311,7 +311,8 @@ impl Ring {
         }
         // SAFETY: the kernel has taken an operation's vectors when its submission returns, and until
         // then they stay where they are. They name guest memory, and it goes to registered files:
-        // both are kept until `drop` has seen the last completion. The guest may change its memory meanwhile: nothing in Rust borrows it.
+        // both are kept until `drop` has seen the last completion. The guest may change its memory
+        // meanwhile: nothing in Rust borrows it.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         pushed.map_err(io::Error::other)
     }

@@ -212,10 +212,16 @@ impl<'a> Service<'a> {
         flight.pin = None;
         let commit = flight.commit.take();
         match flight.operation.take() {
-            Some(Operation::Flush) => {
-                let synced = self.context.disk.synced(result);
-                self.end(at, &Operation::Flush, synced)
-            }
+            Some(Operation::Flush) => match result {
+                // Nothing is lost yet, and the call that blocks goes on after it.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                    self.block(at, Operation::Flush)
+                }
+                result => {
+                    let synced = self.context.disk.synced(result);
+                    self.end(at, &Operation::Flush, synced)
+                }
+            },
             // The blocking calls go on after short ones, and find out what the error is.
             Some(operation) if failed => {
                 drop(commit);
