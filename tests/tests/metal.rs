@@ -65,7 +65,11 @@ fn what_is_typed_reaches_the_serial_port_whenever_it_comes() {
         return;
     }
     let kernel = guest::builder().metal("echo").expect("build the guest");
-    let mut run = Cowshed::run().option("--kernel", kernel).spawn();
+    // A byte that is lost ends the run, and with it this test, instead of both waiting for it.
+    let mut run = Cowshed::run()
+        .option("--kernel", kernel)
+        .option("--timeout", "60")
+        .spawn();
     let mut stdin = run.take_stdin();
     let mut stdout = run.take_stdout();
     // More than the port's queue holds, then a part that comes after the first was read.
