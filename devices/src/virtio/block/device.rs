@@ -13,6 +13,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use super::disk::Disk;
 use super::execute::Context;
 use super::request::{MAX_RANGE_SECTORS, MAX_RANGES, SECTOR};
+use super::ring::Blank;
 use super::service::{self, Setup};
 use super::stats::BlockStats;
 use super::throttle::{Limits, Throttle};
@@ -26,6 +27,9 @@ use crate::virtio::worker::Worker;
 pub const MAX_QUEUES: u16 = 16;
 
 const QUEUE_SIZE: u16 = 256;
+/// Rings a queue. Each serves until the device is reset: one is the driver's, one that of a kernel
+/// which takes over from the first (kexec); the guest that goes on resetting is served by threads.
+const RINGS: usize = 2;
 /// A chain has a header and a status beside its data.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
 /// Mass storage, SCSI: what other hosts say of their virtio disks.
@@ -81,14 +85,22 @@ pub struct Block {
     options: Options,
     stats: Arc<BlockStats>,
     throttle: Option<Arc<Mutex<Throttle>>>,
+    rings: Vec<Blank>,
     workers: Vec<Worker>,
 }
 
 impl Block {
-    /// Offers `disk`; `stats` counts what the guest moves.
+    /// Offers `disk`; `stats` counts what the guest moves. To be called before the process is
+    /// confined: rings are made here and nowhere else.
     pub fn new(disk: Arc<dyn Disk>, options: Options, stats: Arc<BlockStats>) -> Self {
         let throttle = Throttle::new(options.limits, Instant::now());
+        let wanted = match options.engine {
+            Engine::IoUring => RINGS * usize::from(options.queues.clamp(1, MAX_QUEUES)),
+            Engine::Threads => 0,
+        };
+        let rings: io::Result<_> = (0..wanted).map(|_| Blank::new()).collect();
         Self {
+            rings: rings.inspect_err(service::refused).unwrap_or_default(),
             disk,
             options,
             stats,
@@ -103,7 +115,7 @@ impl Block {
 
     /// Starts the thread of one queue.
     fn serve(
-        &self,
+        &mut self,
         queue: VirtQueue,
         context: Context,
         threads: &Arc<dyn Threads>,
@@ -116,11 +128,14 @@ impl Block {
             threads: Arc::clone(threads),
             stats: Arc::clone(&self.stats),
             throttle: self.throttle.clone(),
-            ring: self.options.engine == Engine::IoUring,
             poll: self.options.poll,
         };
+        let ring = self.rings.pop();
+        if ring.is_none() && self.options.engine == Engine::IoUring {
+            tracing::debug!(name, "a disk's queue has no io_uring left");
+        }
         Worker::spawn(&**threads, Kind::Disk, name, move |stop| {
-            if let Err(error) = service::serve(&setup, queue, &stop) {
+            if let Err(error) = service::serve(&setup, ring, queue, &stop) {
                 link.fail(&error);
             }
         })

@@ -5,8 +5,9 @@
 //! interrupted is done again with blocking calls, which know what to make of it. So there is
 //! nothing here but the common case. A sync that failed is the exception: nobody may try it again.
 //!
-//! What a ring does goes past seccomp filters. So it starts disabled, is restricted to reads,
-//! writes, syncs and polls of the files that were registered before, and only then enabled.
+//! What a ring does goes past seccomp filters. So each is made before the process is confined, as a
+//! [`Blank`] that is restricted to reads, writes, syncs and polls of registered files; afterwards a
+//! blank can get its files and be enabled, but nobody can make a ring that may do more.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -64,6 +65,24 @@ struct Operation {
     requests: Vec<usize>,
 }
 
+/// A ring that is no disk's yet, and disabled: any thread can make it, before it is confined.
+pub(super) struct Blank(IoUring);
+
+impl Blank {
+    /// # Errors
+    /// The kernel has no io_uring (5.13 or later), or this process may not use it.
+    pub(super) fn new() -> io::Result<Self> {
+        let ring = build()?;
+        // The youngest of what is used here is a poll that goes on; it came with these tags.
+        if !ring.params().is_feature_resource_tagging() {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        ring.submitter()
+            .register_restrictions(&mut restrictions())?;
+        Ok(Self(ring))
+    }
+}
+
 /// A ring with the files of one disk.
 pub(super) struct Ring {
     ring: IoUring,
@@ -85,17 +104,13 @@ impl Ring {
     /// [`wait`](Self::wait) whenever they are signalled.
     ///
     /// # Errors
-    /// The kernel has no io_uring (5.13 or later), or this process may not use it.
+    /// The kernel takes no more files or has no memory.
     pub(super) fn new(
+        Blank(ring): Blank,
         disk: &Arc<dyn Disk>,
         memory: &Memory,
         wakers: &[&EventFd],
     ) -> io::Result<Self> {
-        let ring = build()?;
-        // The youngest of what is used here is a poll that goes on; it came with these tags.
-        if !ring.params().is_feature_resource_tagging() {
-            return Err(io::ErrorKind::Unsupported.into());
-        }
         let files = disk.files();
         let descriptors: Vec<RawFd> = files
             .iter()
@@ -104,7 +119,6 @@ impl Ring {
             .collect();
         let submitter = ring.submitter();
         submitter.register_files(&descriptors)?;
-        submitter.register_restrictions(&mut restrictions())?;
         submitter.register_enable_rings()?;
         let mut ring = Self {
             ring,

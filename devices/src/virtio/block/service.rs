@@ -16,7 +16,7 @@ use super::flights::{Flight, Flights};
 use super::poll_window::PollWindow;
 use super::pool::{Done, Pool};
 use super::request::{self, Operation};
-use super::ring::Ring;
+use super::ring::{Blank, Ring};
 use super::stats::BlockStats;
 use super::throttle::Throttle;
 use super::transfer::Direction;
@@ -66,15 +66,19 @@ pub(super) struct Setup {
     pub(super) threads: Arc<dyn Threads>,
     pub(super) stats: Arc<BlockStats>,
     pub(super) throttle: Option<Arc<Mutex<Throttle>>>,
-    /// Use io_uring if it can be had.
-    pub(super) ring: bool,
     /// The longest time to poll before sleeping.
     pub(super) poll: Duration,
 }
 
-/// Serves `queue` until `stop` says so. What was begun is answered first.
-pub(super) fn serve(setup: &Setup, queue: VirtQueue, stop: &Stop) -> Result<(), Error> {
-    Service::new(setup, queue, stop)?.run()
+/// Serves `queue`, by a ring if there is one for it, until `stop` says so. What was begun is answered
+/// first.
+pub(super) fn serve(
+    setup: &Setup,
+    ring: Option<Blank>,
+    queue: VirtQueue,
+    stop: &Stop,
+) -> Result<(), Error> {
+    Service::new(setup, ring, queue, stop)?.run()
 }
 
 /// Serves one queue; `begin.rs` has how requests are begun.
@@ -97,16 +101,18 @@ pub(super) struct Service<'a> {
 }
 
 impl<'a> Service<'a> {
-    fn new(setup: &'a Setup, queue: VirtQueue, stop: &'a Stop) -> io::Result<Self> {
+    fn new(
+        setup: &'a Setup,
+        blank: Option<Blank>,
+        queue: VirtQueue,
+        stop: &'a Stop,
+    ) -> io::Result<Self> {
         let context = &setup.context;
         let mut pool = Pool::new(setup, POOL_ALONE)?;
-        let mut ring = None;
-        if setup.ring {
-            // A ring belongs to the thread that makes it.
-            let wakers = [queue.doorbell(), stop.event(), pool.event()];
-            let made = Ring::new(&context.disk, &context.memory, &wakers);
-            ring = made.inspect_err(refused).ok();
-        }
+        // A ring belongs to the thread that enables it.
+        let wakers = [queue.doorbell(), stop.event(), pool.event()];
+        let ring = blank.map(|blank| Ring::new(blank, &context.disk, &context.memory, &wakers));
+        let ring = ring.and_then(|ring| ring.inspect_err(refused).ok());
         if ring.is_some() {
             pool.limit(POOL_BESIDE_RING);
         }
@@ -283,7 +289,9 @@ impl<'a> Service<'a> {
             Await::Time(delay) => Some(*delay),
             Await::Request | Await::Nothing => None,
         };
-        let polled = timeout.is_none() && self.flights.len() <= POLLED;
+        // What the pool alone has done shows nowhere but in its event.
+        let most = if self.ring.is_some() { POLLED } else { 0 };
+        let polled = timeout.is_none() && self.flights.len() <= most;
         let kind = usize::from(!self.flights.is_empty());
         let begin = Instant::now();
         if polled && self.poll(next, begin, self.polling[kind].len())? {
@@ -344,7 +352,7 @@ impl Drop for Service<'_> {
 }
 
 /// Says once that there is no io_uring.
-fn refused(error: &io::Error) {
+pub(super) fn refused(error: &io::Error) {
     static SAID: std::sync::Once = std::sync::Once::new();
     SAID.call_once(|| {
         tracing::warn!(

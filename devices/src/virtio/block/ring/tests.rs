@@ -60,7 +60,8 @@ fn lab() -> Lab {
     let disk: Arc<dyn Disk> =
         Arc::new(Files(vec![file.try_clone().unwrap().into(), reader.into()]));
     let waker = EventFd::new(EFD_NONBLOCK).unwrap();
-    let ring = Ring::new(&disk, &memory, &[&waker]).expect("io_uring, which this test is about");
+    let blank = Blank::new().expect("io_uring, which this test is about");
+    let ring = Ring::new(blank, &disk, &memory, &[&waker]).unwrap();
     Lab {
         ring,
         memory,
@@ -244,6 +245,18 @@ fn its_end_waits_for_what_is_in_flight() {
     memory.read_slice(&mut data, GuestAddress(0)).unwrap();
     assert_eq!(data, [9; 512]);
     drop(pipe);
+}
+
+#[test]
+fn a_blank_cannot_be_made_to_do_more() {
+    let Blank(blank) = Blank::new().unwrap();
+    let refused = blank
+        .submitter()
+        .register_restrictions(&mut [Restriction::sqe_op(opcode::Socket::CODE)]);
+    assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EBUSY));
+    // Nor anything while it is disabled.
+    let refused = blank.submit_and_wait(0);
+    assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EBADFD));
 }
 
 #[test]
