@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use cowshed_tests::cowshed::{Cowshed, Running};
 use cowshed_tests::skip::{self, kvm_is_here};
 use cowshed_tests::{image, process, report};
+use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -96,6 +98,11 @@ fn every_thread_is_confined_and_the_base_is_open_for_reading_only() {
     if !kvm_is_here() {
         return;
     }
+    // As a shell leaves files open for what it starts.
+    let left_open = tempfile::tempfile().expect("a file");
+    fcntl_setfd(&left_open, FdFlags::empty()).expect("leave it open");
+    let left_open = fs::read_link(format!("/proc/self/fd/{}", left_open.as_raw_fd()));
+    let left_open = left_open.expect("a link");
     let idle = Idle::start(&["--sandbox=require"]);
     let names: Vec<String> = idle
         .threads("Pid")
@@ -136,6 +143,11 @@ fn every_thread_is_confined_and_the_base_is_open_for_reading_only() {
         assert!(
             !target.starts_with("/dev/kvm"),
             "it could make another machine"
+        );
+        assert_ne!(target, left_open);
+        assert!(
+            !target.ends_with("anon_inode:[signalfd]"),
+            "signals are the session's"
         );
         if target.ends_with("base.qcow2") {
             seen += 1;

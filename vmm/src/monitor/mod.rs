@@ -10,7 +10,7 @@ mod workers;
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
@@ -39,6 +39,8 @@ use workers::Workers;
 pub(crate) struct Parts {
     /// When the run began.
     pub(crate) begin: Instant,
+    /// What is open for the session and not for the machine.
+    pub(crate) session: Vec<RawFd>,
     /// Memory, vCPUs, the kind of KVM.
     pub(crate) machine: machine::Config,
     /// What boots.
@@ -79,6 +81,9 @@ enum Error {
 /// Runs the machine until the session has it put away, or is gone.
 pub(crate) fn run(parts: Parts, link: Link<Told, Order>) {
     let begin = parts.begin;
+    if let Err(error) = sandbox::inherited::close(&parts.session) {
+        tracing::warn!(%error, "cannot see in /proc what was left open by whoever started this");
+    }
     match Monitor::start(parts, link.clone()) {
         Ok(monitor) => {
             let started = monitor.machine.started.duration_since(begin);

@@ -6,6 +6,7 @@
 
 mod calls;
 mod identity;
+pub(crate) mod inherited;
 mod paths;
 mod privileges;
 mod seccomp;

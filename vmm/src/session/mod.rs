@@ -7,6 +7,7 @@ pub(crate) mod signals;
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -122,8 +123,11 @@ impl<'a> Session<'a> {
         };
         // Not before guests are made, which takes minutes that Ctrl-C should end.
         let signals = Signals::block().map_err(io("watch for signals"))?;
+        let mut session = vec![signals.as_fd().as_raw_fd()];
+        session.extend(control.as_ref().map(AsRawFd::as_raw_fd));
         let mut parts = Some(Parts {
             begin,
+            session,
             machine,
             guest,
             disks,
