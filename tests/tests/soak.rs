@@ -220,3 +220,19 @@ fn what_was_flushed_survives_a_killed_machine() {
     assert!(base == after, "the base was changed");
     eprintln!("{steps} durable steps, {leaks} clusters leaked and got back");
 }
+
+#[test]
+fn what_was_flushed_is_in_the_overlay_that_a_killed_machine_leaves() {
+    if !kvm_is_here() {
+        return;
+    }
+    let mut disk = Disk::new();
+    let kept = disk.path("kept.qcow2");
+    let run = disk.run(1, 2, "queues=2", u64::MAX);
+    let run = run.option("--keep-overlay", &kept);
+    let durable = work(run, 20, End::MachineKilled);
+    image::until_free(&kept);
+    assert_eq!(image::check(&kept).corruptions, 0);
+    let now = disk.read(&kept);
+    disk.compare(now, 1, durable);
+}

@@ -275,9 +275,9 @@ fn open_one(disk: &Disk, run: &Run, keep: Option<&Path>, poll: Duration) -> Resu
     Ok(Opened {
         disk: Arc::new(ImageDisk::new(image, disk)),
         options: Options {
-            // With `cache=unsafe` a flush still writes tables: they outlive this process, if not the
-            // host.
-            never_sync: matches!(overlay, Kind::Throwaway(_)),
+            // With `cache=unsafe`, and for an overlay that may be kept, a flush still writes tables:
+            // they outlive this process, if not the host.
+            never_sync: keep.is_none() && matches!(overlay, Kind::Throwaway(_)),
             queues: disk
                 .queues
                 .unwrap_or(u16::from(run.cpus).min(DEFAULT_QUEUES)),

@@ -165,6 +165,13 @@ fn a_throwaway_overlay_is_not_synced_and_an_image_is() {
     let throwaway = fixture.open(fixture.base()).unwrap();
     assert!(throwaway.devices().all(|disk| disk.options.never_sync));
     drop(throwaway);
+    let mut run = fixture.run(fixture.base());
+    run.disks.push(fixture.base());
+    run.overlays.keep = Some(fixture.path("kept.qcow2"));
+    let kept = open(&run, None).unwrap();
+    let never: Vec<bool> = kept.devices().map(|disk| disk.options.never_sync).collect();
+    assert_eq!(never, [false, true]);
+    drop(kept);
     let named = Disk {
         overlay: Overlay::At(fixture.path("o.qcow2")),
         ..fixture.base()
