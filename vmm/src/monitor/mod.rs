@@ -39,8 +39,9 @@ use workers::Workers;
 pub(crate) struct Parts {
     /// When the run began.
     pub(crate) begin: Instant,
-    /// What is open for the session and not for the machine.
-    pub(crate) session: Vec<RawFd>,
+    /// What is open in this copy of the session's process and not for the machine: nothing here
+    /// refers to it.
+    pub(crate) left_open: Vec<RawFd>,
     /// Memory, vCPUs, the kind of KVM.
     pub(crate) machine: machine::Config,
     /// What boots.
@@ -81,9 +82,8 @@ enum Error {
 /// Runs the machine until the session has it put away, or is gone.
 pub(crate) fn run(parts: Parts, link: Link<Told, Order>) {
     let begin = parts.begin;
-    if let Err(error) = sandbox::inherited::close(&parts.session) {
-        tracing::warn!(%error, "cannot see in /proc what was left open by whoever started this");
-    }
+    // SAFETY: as the field says.
+    unsafe { sandbox::inherited::close(&parts.left_open) };
     match Monitor::start(parts, link.clone()) {
         Ok(monitor) => {
             let started = monitor.machine.started.duration_since(begin);

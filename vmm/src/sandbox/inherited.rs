@@ -1,41 +1,37 @@
 //! What the monitor's process has open only because it is a copy: files that a shell, a build's job
 //! server or a service had left open for cowshed, and what is the session's.
 
-use std::fs;
 use std::io;
-use std::os::fd::{BorrowedFd, RawFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, RawFd};
 
-use rustix::io::{FdFlags, fcntl_getfd};
+use rustix::fs::{Mode, OFlags, RawDir};
 
-/// Closes it, but for the standard streams: `session`, and what came through an exec. All that this
-/// program opens itself is marked to be closed by one.
+/// What is open now beside the standard streams. To be asked before anything is opened here.
 ///
 /// # Errors
 /// `/proc` is not there.
-pub(crate) fn close(session: &[RawFd]) -> io::Result<()> {
-    for name in names()? {
-        // SAFETY: it was open a moment ago, and this process has no other thread that would close it;
-        // the number of what is closed already (the listing) is only asked about.
-        let is_needed = match unsafe { fcntl_getfd(BorrowedFd::borrow_raw(name)) } {
-            Ok(flags) => flags.contains(FdFlags::CLOEXEC) && !session.contains(&name),
-            Err(_) => true,
-        };
-        if !is_needed {
-            // SAFETY: nothing in this process refers to it: what does is on the stack of the session's
-            // process, which this copy never returns to.
-            unsafe { libc::close(name) };
-        }
+pub(crate) fn list() -> io::Result<Vec<RawFd>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = rustix::fs::open("/proc/self/fd", flags, Mode::empty())?;
+    let mut buffer = [MaybeUninit::uninit(); 1024];
+    let mut entries = RawDir::new(&folder, &mut buffer);
+    let mut open = Vec::new();
+    while let Some(entry) = entries.next() {
+        let name = entry?.file_name().to_str().map(str::parse::<RawFd>);
+        open.extend(name.into_iter().flatten());
     }
-    Ok(())
+    open.retain(|&fd| fd > libc::STDERR_FILENO && fd != folder.as_raw_fd());
+    Ok(open)
 }
 
-/// What is open beside the standard streams.
-fn names() -> io::Result<Vec<RawFd>> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir("/proc/self/fd")? {
-        let name = entry?.file_name();
-        names.extend(name.to_str().and_then(|name| name.parse::<RawFd>().ok()));
+/// Closes them.
+///
+/// # Safety
+/// Nothing in this process uses them any more, or lets them go.
+pub(crate) unsafe fn close(files: &[RawFd]) {
+    for &fd in files {
+        // SAFETY: as the caller says.
+        unsafe { libc::close(fd) };
     }
-    names.retain(|name| *name > libc::STDERR_FILENO);
-    Ok(names)
 }

@@ -22,7 +22,7 @@ use crate::monitor::link::{Closed, Link, Order, Told};
 use crate::monitor::process::Process;
 use crate::monitor::{self, Parts, User};
 use crate::report::{Measures, Outcome, Report, chain, printable};
-use crate::sandbox::{self, Identity};
+use crate::sandbox::{self, Identity, inherited};
 use crate::stderr::Stderr;
 use crate::terminal;
 use events::{Event, Events};
@@ -91,6 +91,10 @@ struct Session<'a> {
 impl<'a> Session<'a> {
     fn start(config: &'a config::Run, begin: Instant) -> Result<Self, Error> {
         let io = |what| move |source| Error::Io(what, source);
+        let mut left_open = inherited::list().unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot see in /proc what whoever started this had left open");
+            Vec::new()
+        });
         let user = config.sandbox.user.as_deref();
         let identity = user.map(Identity::find).transpose()?;
         let virtualization = Virtualization::of_host();
@@ -123,11 +127,11 @@ impl<'a> Session<'a> {
         };
         // Not before guests are made, which takes minutes that Ctrl-C should end.
         let signals = Signals::block().map_err(io("watch for signals"))?;
-        let mut session = vec![signals.as_fd().as_raw_fd()];
-        session.extend(control.as_ref().map(AsRawFd::as_raw_fd));
+        left_open.push(signals.as_fd().as_raw_fd());
+        left_open.extend(control.as_ref().map(AsRawFd::as_raw_fd));
         let mut parts = Some(Parts {
             begin,
-            session,
+            left_open,
             machine,
             guest,
             disks,
