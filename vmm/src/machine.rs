@@ -309,16 +309,23 @@ impl Drop for RunningMachine {
 /// The VM with its memory, and the devices that KVM has.
 fn create_vm(kvm: &Kvm, config: &Config) -> Result<(VmFd, GuestMemoryMmap), Error> {
     let vm = kvm.create_vm().map_err(failed("create a VM"))?;
-    // First what KVM waits for all readers of the VM for: that takes it milliseconds once the VM
-    // has a device on a bus.
-    if config.virtualization == Virtualization::Emulated {
-        fallback::prepare(&vm).map_err(failed("filter the SYSCALL registers"))?;
-    }
     let memory = memory::allocate(config.memory)?;
     if config.huge_pages {
         memory::use_huge_pages(&memory)?;
     }
-    memory::register(&vm, &memory)?;
+    // KVM waits for all readers of the VM here, and once for both if they come together. It takes
+    // milliseconds once the VM has a device on a bus.
+    thread::scope(|scope| {
+        let filter = || fallback::prepare(&vm).map_err(failed("filter the SYSCALL registers"));
+        let filtering = (config.virtualization == Virtualization::Emulated)
+            .then(|| thread::Builder::new().spawn_scoped(scope, filter))
+            .transpose()
+            .map_err(|source| Error::Io("start a thread", source))?;
+        memory::register(&vm, &memory)?;
+        filtering.map_or(Ok(()), |thread| {
+            thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+        })
+    })?;
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
         .map_err(failed("place its identity map"))?;
     vm.set_tss_address(layout::KVM_TSS as usize)
