@@ -224,10 +224,11 @@ pub fn open(run: &Run, default_root: Option<&Path>) -> Result<Disks, Error> {
     if let Some(path) = keep.filter(|path| path.symlink_metadata().is_ok()) {
         return Err(Error::KeepExists(path.to_path_buf()));
     }
-    // With one processor, who polls keeps waiting whom it waits for.
-    let poll = match std::thread::available_parallelism() {
-        Ok(count) if count.get() > 1 => POLL,
-        _ => Duration::ZERO,
+    // With one processor, who polls keeps waiting whom it waits for. (The standard library would ask
+    // for quotas too, which a poll does not wait for, and read a dozen files.)
+    let poll = match rustix::thread::sched_getaffinity(None) {
+        Ok(processors) if processors.count() == 1 => Duration::ZERO,
+        _ => POLL,
     };
     let mut opened = Vec::new();
     for disk in root.iter().chain(&run.disks) {
