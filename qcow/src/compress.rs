@@ -133,40 +133,60 @@ impl Encoder {
 
 /// What makes raw deflate.
 struct Deflater {
-    usual: Compress,
+    usual: Level,
     /// For clusters that are hard to compress.
-    thorough: Option<Compress>,
+    thorough: Option<Level>,
+}
+
+/// A compressor for one stream after the other.
+struct Level {
+    level: u32,
+    compress: Compress,
 }
 
 impl Deflater {
     fn new(level: u32) -> Self {
-        let compress = |level| {
-            let level = flate2::Compression::new(level);
-            Compress::new_with_window_bits(level, false, DEFLATE_WINDOW)
-        };
         Deflater {
-            usual: compress(level),
-            thorough: (6..9).contains(&level).then(|| compress(9)),
+            usual: Level::new(level),
+            thorough: (6..9).contains(&level).then(|| Level::new(9)),
         }
     }
 
     /// The stream of some content, if `out` has room for it.
     fn deflate(&mut self, content: &[u8], out: &mut [u8]) -> Option<Vec<u8>> {
-        let stream = deflate(&mut self.usual, content, out)?;
+        let stream = self.usual.deflate(content, out)?;
         let hard = stream.len() as f64 > content.len() as f64 * (1.0 - HARD);
         let by = self.thorough.as_mut().filter(|_| hard);
-        let second = by.and_then(|by| deflate(by, content, out));
+        let second = by.and_then(|by| by.deflate(content, out));
         second
             .filter(|second| second.len() < stream.len())
             .or(Some(stream))
     }
 }
 
-fn deflate(by: &mut Compress, content: &[u8], out: &mut [u8]) -> Option<Vec<u8>> {
-    by.reset();
-    match by.compress(content, out, FlushCompress::Finish) {
-        Ok(Status::StreamEnd) => out.get(..by.total_out() as usize).map(<[u8]>::to_vec),
-        _ => None,
+impl Level {
+    fn new(level: u32) -> Self {
+        let by = flate2::Compression::new(level);
+        Level {
+            level,
+            compress: Compress::new_with_window_bits(by, false, DEFLATE_WINDOW),
+        }
+    }
+
+    /// The stream of some content, if `out` has room for it.
+    fn deflate(&mut self, content: &[u8], out: &mut [u8]) -> Option<Vec<u8>> {
+        match self.compress.compress(content, out, FlushCompress::Finish) {
+            Ok(Status::StreamEnd) => {
+                let len = self.compress.total_out() as usize;
+                self.compress.reset();
+                out.get(..len).map(<[u8]>::to_vec)
+            }
+            // A stream that has not ended leaves output behind, which a reset does not take away.
+            _ => {
+                *self = Self::new(self.level);
+                None
+            }
+        }
     }
 }
 
@@ -266,13 +286,18 @@ mod tests {
     #[test]
     fn noise_stays_as_it_is() {
         for compression in [Compression::Zlib, Compression::Zstd] {
-            let compressor = Compressor::new(compression, 4096, None);
-            assert!(compressor.compress(&noise(4096)).is_none());
-            let short = compressor.compress(b"moo").unwrap();
-            let mut cluster = vec![0xee; 4096];
-            decompress(compression, &short.stream, &mut cluster).unwrap();
-            assert_eq!(cluster[..3], *b"moo");
-            assert_eq!(cluster[3..], [0; 4093]);
+            for len in (9..=16).map(|bits| 1 << bits) {
+                let compressor = Compressor::new(compression, len, None);
+                // What does not fit leaves nothing for the next one to trip over.
+                for content in noise(64 * len).chunks(len) {
+                    assert!(compressor.compress(content).is_none());
+                }
+                let short = compressor.compress(b"moo").unwrap();
+                let mut cluster = vec![0xee; len];
+                decompress(compression, &short.stream, &mut cluster).unwrap();
+                assert_eq!(cluster[..3], *b"moo");
+                assert!(cluster[3..].iter().all(|&byte| byte == 0));
+            }
         }
     }
 }
