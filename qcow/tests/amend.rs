@@ -5,11 +5,14 @@
 
 mod support;
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use cowshed_qcow::{
-    AmendOptions, Backing, CreateOptions, Error, Format, Image, MemoryStorage, NewSnapshot, create,
+    AmendOptions, Backing, CheckOptions, CreateOptions, Error, FileStorage, Format, Image,
+    MemoryStorage, NewSnapshot, Repair, create, repair,
 };
 use support::check::check;
 use support::lab::cut_extra_data;
@@ -92,6 +95,32 @@ fn versions() {
         assert_eq!(info(folder, &name, "lazy-refcounts"), "true");
         open(&path).amend(&to_version(2)).unwrap();
         assert!(qemu_content(folder, &name, "qcow2") == model, "{name}");
+    }
+}
+
+/// A file that is nearly all holes, where new refcount blocks are holes too before they count.
+#[test]
+fn refcounts_in_a_sparse_file() {
+    if !have_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    for (cluster, bits) in [("4k", 64), ("64k", 64), ("64k", 1), ("2M", 32)] {
+        let options = format!("cluster_size={cluster},preallocation=metadata");
+        qemu_create(folder, &options, NAME, "4G");
+        let path = folder.join(NAME);
+        open(&path).amend(&to_bits(bits)).unwrap();
+        qemu_img(folder, &["check", "-q", "-f", "qcow2", NAME]);
+        assert_eq!(info(folder, NAME, "refcount-bits"), bits.to_string());
+
+        // Without a refcount table everything is counted anew.
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        file.write_all_at(&[0; 12], 48).unwrap();
+        let storage = Arc::new(FileStorage::new(file));
+        let report = repair(&path, storage, Repair::All, &CheckOptions::default()).unwrap();
+        assert!(report.is_clean(), "{:?}", report.findings.first());
+        qemu_img(folder, &["check", "-q", "-f", "qcow2", NAME]);
     }
 }
 

@@ -29,6 +29,8 @@ pub(super) struct Count<'a> {
     first: bool,
     /// A cluster is referred to that no refcount block counts.
     pub(super) uncounted: bool,
+    /// Which blocks would count them, of those that the table has room for.
+    pub(super) missing: BTreeSet<usize>,
     /// Two tables share a cluster, neither of which counts references.
     pub(super) tables_overlap: bool,
     /// A refcount block or the refcount table lies where another table is.
@@ -64,6 +66,7 @@ impl<'a> Count<'a> {
             per_window: (most >> unit_bits).max(1),
             first: true,
             uncounted: false,
+            missing: BTreeSet::new(),
             tables_overlap: false,
             refcounts_overlap: false,
             overlapping: BTreeSet::new(),
@@ -179,6 +182,10 @@ impl<'a> Count<'a> {
             Place::Here(counter) => counter.add(references),
             Place::Nowhere if self.first => {
                 self.uncounted = true;
+                let block = (cluster / self.subject.per_block()) as usize;
+                if block < self.survey.blocks.len() {
+                    self.missing.insert(block);
+                }
                 self.highest = self.highest.max(cluster);
                 let at = cluster * self.subject.header.geometry.cluster();
                 findings.add(Problem::Refcount, || refcount_violation(at, 0, references));

@@ -1,5 +1,7 @@
 //! Reading tables, but for those in holes of the file.
 
+use std::collections::BTreeSet;
+
 use crate::error::Result;
 use crate::holes::Data;
 
@@ -40,6 +42,18 @@ impl Survey {
             }
         }
         Ok(())
+    }
+
+    /// Takes blocks that lie in holes for what they are to become: the `missing` entries of a refcount
+    /// table, all entries of which are `offsets`.
+    pub(super) fn fill_holes(&mut self, missing: &BTreeSet<usize>, offsets: &[u64]) {
+        for (entry, (block, offset)) in self.blocks.iter_mut().zip(offsets).enumerate() {
+            if missing.contains(&entry) {
+                *block = *offset;
+            }
+        }
+        let blocks: BTreeSet<u64> = self.blocks.iter().copied().collect();
+        self.empty_blocks.retain(|block| !blocks.contains(block));
     }
 
     /// Reads the L2 tables in the order of the file, adjacent ones at once.

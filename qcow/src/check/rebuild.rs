@@ -95,12 +95,27 @@ fn write(
     // As the file will be: refcounts of zero everywhere, to be raised.
     let subject = Subject::new(host, next, options)?;
     let mut findings = Findings::new(&subject);
-    let survey = Survey::read(&subject, &mut findings)?;
+    let mut survey = Survey::read(&subject, &mut findings)?;
+    if !survey.empty_blocks.is_empty() {
+        // They are holes because nothing has been counted yet. Those that stay so are not looked at.
+        let mut count = Count::new(&subject, &survey);
+        count.run(&mut findings, &mut |_| Ok(()))?;
+        let missing = count.missing;
+        survey.fill_holes(&missing, &places);
+    }
     // The header's own cluster is counted: something is written, and synced with the table.
-    Count::new(&subject, &survey).run(&mut findings, &mut |window| {
+    let mut count = Count::new(&subject, &survey);
+    count.run(&mut findings, &mut |window| {
         allow(window)?;
         refcounts(&subject, &survey, window, &|counter| counter.references())
-    })
+    })?;
+    match count.uncounted {
+        true => Err(Error::Corrupt {
+            file: host.path.clone(),
+            reason: "new refcounts would not count all that it refers to".into(),
+        }),
+        false => Ok(()),
+    }
 }
 
 /// Clusters of a table and of blocks that count everything, themselves too, from `start` on.
