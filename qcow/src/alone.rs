@@ -27,8 +27,9 @@ impl Qcow2 {
             }
             state = self.wait(state);
         }
-        // From here on a failure ends it.
+        // From here on a failure ends it, which takes the lock: so that is to be let go of before.
         let alone = Alone { qcow2: self };
+        let mut state = state;
         while !self.split(&mut state)?.1.allocating.is_empty() {
             state = self.wait(state);
         }
