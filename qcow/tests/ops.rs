@@ -12,7 +12,7 @@ use cowshed_qcow::ops::{
     CommitOptions, CopyOptions, Difference, Task, commit, compare, copy, rebase,
 };
 use cowshed_qcow::{CreateOptions, Error, FileStorage, Format, Image, OpenOptions, create};
-use support::{Random, have_qemu, open_file, qemu_img, qemu_io};
+use support::{Random, have_qemu, open_file, qemu_content, qemu_img, qemu_io};
 
 fn open(path: &Path, format: Format, read_only: bool) -> Image {
     let options = OpenOptions {
@@ -153,6 +153,31 @@ fn compressed_copies_and_copies_over_a_base() {
 }
 
 #[test]
+fn a_compressed_copy_ends_where_its_source_does() {
+    if !have_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    std::fs::write(folder.join("source"), vec![1; 100_000]).unwrap();
+    qemu_img(folder, &["create", "-q", "-f", "qcow2", "target", "1M"]);
+    qemu_io(folder, "target", &["write -P 2 0 1M".into()]);
+    let source = open(&folder.join("source"), Format::Raw, true);
+    let target = open(&folder.join("target"), Format::Qcow2, false);
+    let options = CopyOptions {
+        compress: true,
+        ..CopyOptions::default()
+    };
+    copy(&source, &target, 0, &options, &Task::default()).unwrap();
+    target.close().unwrap();
+    let mut expected = vec![2; 1 << 20];
+    expected[..100_000].fill(1);
+    // A raw image is of whole sectors, the last one filled up with zeros.
+    expected[100_000..source.size() as usize].fill(0);
+    assert!(qemu_content(folder, "target", "qcow2") == expected);
+}
+
+#[test]
 fn comparing_finds_what_qemu_finds() {
     if !have_qemu() {
         return;
@@ -258,7 +283,7 @@ fn commits_are_what_qemu_commits() {
                 let commands: Vec<String> = commands.map(String::from).into_iter().collect();
                 qemu_io(folder, name, &[&commands[..], &[shift.to_owned()]].concat());
             }
-            let expected = support::qemu_content(folder, "top", "qcow2");
+            let expected = qemu_content(folder, "top", "qcow2");
             let overlay = open(&folder.join("top"), Format::Qcow2, false);
             let target = ["middle", "base"][above - 1];
             let below = open(&folder.join(target), Format::Qcow2, false);
@@ -272,14 +297,14 @@ fn commits_are_what_qemu_commits() {
             };
             commit(&overlay, &below, &options, &Task::default()).unwrap();
             drop(below);
-            let now = support::qemu_content(folder, target, "qcow2");
+            let now = qemu_content(folder, target, "qcow2");
             assert!(now[..expected.len()] == expected, "{base} {middle} {top}");
             if above > 1 {
                 continue;
             }
             drop(overlay);
             qemu_img(folder, &["check", "-q", "top"]);
-            assert!(support::qemu_content(folder, "top", "qcow2") == expected);
+            assert!(qemu_content(folder, "top", "qcow2") == expected);
             let map = qemu_img(folder, &["map", "--output=json", "top"]);
             assert!(!map.contains(r#""depth": 0, "present": true"#), "{map}");
         }
@@ -294,7 +319,7 @@ fn a_rebased_overlay_keeps_its_content() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     chain(folder);
-    let expected = support::qemu_content(folder, "top", "qcow2");
+    let expected = qemu_content(folder, "top", "qcow2");
     let copy_of = |name: &str| {
         std::fs::copy(folder.join("top"), folder.join(name)).unwrap();
         open(&folder.join(name), Format::Qcow2, false)
@@ -320,10 +345,7 @@ fn a_rebased_overlay_keeps_its_content() {
         rebase(&overlay, Some(&base), false, 2, &Task::default()).unwrap();
         drop(overlay);
         qemu_img(folder, &["rebase", "-u", "-b", new, "-F", "raw", &name]);
-        assert!(
-            support::qemu_content(folder, &name, "qcow2") == expected,
-            "{new}"
-        );
+        assert!(qemu_content(folder, &name, "qcow2") == expected, "{new}");
         qemu_img(folder, &["check", "-q", &name]);
         let kept = std::fs::metadata(folder.join(&name)).unwrap().len();
         assert!(
@@ -335,5 +357,5 @@ fn a_rebased_overlay_keeps_its_content() {
     rebase(&overlay, None, false, 2, &Task::default()).unwrap();
     drop(overlay);
     qemu_img(folder, &["rebase", "-u", "-b", "", "alone"]);
-    assert!(support::qemu_content(folder, "alone", "qcow2") == expected);
+    assert!(qemu_content(folder, "alone", "qcow2") == expected);
 }

@@ -231,7 +231,8 @@ impl Copying<'_> {
             pieces = self.differences(pieces, window, buffer)?;
         }
         if let Some(compressor) = &self.compressor {
-            pieces = compress(*compressor, pieces, window, buffer);
+            let end = self.target.size().saturating_sub(self.at);
+            pieces = compress(*compressor, pieces, window, buffer, end);
         }
         Ok((entries, pieces))
     }
@@ -353,12 +354,14 @@ fn parts(range: &Range<u64>, unit: u64) -> impl Iterator<Item = Range<u64>> {
     })
 }
 
-/// Compresses the clusters that have bytes.
+/// Compresses the clusters that have bytes. A part of one is its whole content only at the target's
+/// `end`.
 fn compress(
     compressor: Compressor,
     pieces: Vec<Piece>,
     window: &Range<u64>,
     buffer: &[u8],
+    end: u64,
 ) -> Vec<Piece> {
     let mut smaller = Vec::new();
     for Piece { range, what } in pieces {
@@ -370,7 +373,8 @@ fn compress(
             let from = (range.start - window.start) as usize;
             let len = (range.end - range.start) as usize;
             let content = buffer.get(from..from + len).unwrap_or_default();
-            let compressed = compressor.compress(content);
+            let whole = len == compressor.cluster_size() || range.end == end;
+            let compressed = whole.then(|| compressor.compress(content)).flatten();
             match (compressed, smaller.last_mut()) {
                 (Some(cluster), _) => {
                     let what = What::Compressed(cluster);
