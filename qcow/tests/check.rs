@@ -7,6 +7,7 @@ mod support;
 
 use std::io;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,7 +16,7 @@ use cowshed_qcow::{
     Problem, Repair, Storage, check, create, repair,
 };
 use support::damage::{KINDS, Kind, damage, hot_spots, make, qemus, rounds};
-use support::{Random, have_qemu};
+use support::{Random, have_qemu, qemu_create, qemu_img};
 
 fn ours(bytes: &[u8]) -> cowshed_qcow::Result<CheckReport> {
     let storage = Arc::new(MemoryStorage::new(bytes.to_vec()));
@@ -176,6 +177,52 @@ impl Storage for Counting {
 }
 
 /// An L2 table that 32768 L1 entries name is read once, and its clusters have as many references.
+/// What QEMU does not even open.
+#[test]
+fn what_contradicts_the_header_is_found() {
+    if !have_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let path = folder.join("odd.qcow2");
+    qemu_create(folder, "cluster_size=64k", "odd.qcow2", "64M");
+    qemu_img(
+        folder,
+        &["bitmap", "--add", "-g", "64k", "odd.qcow2", "marks"],
+    );
+    let sound = std::fs::read(&path).unwrap();
+    let magic = [0x23, 0x85, 0x28, 0x75];
+    let extension = sound.windows(4).position(|at| at == magic).unwrap();
+    let directory = &sound[extension + 24..extension + 32];
+    let directory = u64::from_be_bytes(directory.try_into().unwrap()) as usize;
+    // A table of five clusters for one cluster of bits; a raw data file where there is none.
+    for (at, new, problem) in [
+        (directory + 11, 5, Problem::Bitmap),
+        (95, 0b11, Problem::Features),
+    ] {
+        let mut bytes = sound.clone();
+        bytes[at] = new;
+        std::fs::write(&path, &bytes).unwrap();
+        let qemu = Command::new("qemu-img")
+            .args(["check", "-q", "-f", "qcow2", "odd.qcow2"])
+            .current_dir(folder)
+            .output();
+        assert!(!qemu.unwrap().status.success(), "{problem:?}");
+        let report = ours(&bytes).unwrap();
+        let found: Vec<_> = report.findings.iter().map(|f| f.problem).collect();
+        assert_eq!(found, [problem]);
+        let storage = Arc::new(MemoryStorage::new(bytes));
+        let options = CheckOptions::default();
+        let report = repair(&path, storage.clone(), Repair::All, &options).unwrap();
+        assert_eq!(report.is_clean(), problem == Problem::Features);
+        if report.is_clean() {
+            std::fs::write(&path, storage.to_vec()).unwrap();
+            qemu_img(folder, &["check", "-q", "-f", "qcow2", "odd.qcow2"]);
+        }
+    }
+}
+
 #[test]
 fn a_shared_table_is_read_once() {
     let storage = Arc::new(MemoryStorage::default());

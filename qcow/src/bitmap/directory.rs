@@ -241,14 +241,23 @@ impl Entry {
             let reason = "it was in use when the image was last closed, so that marks are missing";
             return Some(reason.into());
         }
-        let expected = parts(size, self.granularity_bits, geometry);
-        if expected != Some(self.parts) {
-            return Some(format!(
-                "its table has {} entries, which does not fit a disk of {size} bytes",
-                self.parts
-            ));
+        let table = self.misfit(size, geometry)?;
+        Some(format!("its table is {table}"))
+    }
+
+    /// The size of its table if that is not what a disk of `size` bytes needs. Of what is in use or
+    /// not known nothing is needed.
+    pub(crate) fn misfit(&self, size: u64, geometry: Geometry) -> Option<String> {
+        if self.flags & IN_USE != 0 || self.unknown().is_some() {
+            return None;
         }
-        None
+        let expected = parts(size, self.granularity_bits, geometry);
+        (expected != Some(self.parts)).then(|| {
+            format!(
+                "one of {} entries, which does not fit a disk of {size} bytes",
+                self.parts
+            )
+        })
     }
 
     /// What of it this crate does not know.

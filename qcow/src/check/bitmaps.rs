@@ -1,7 +1,7 @@
 //! The clusters of persistent bitmaps.
 
 use crate::bitmap::directory::Directory;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, Violation};
 
 use super::Subject;
 use super::report::{Findings, Problem};
@@ -21,6 +21,13 @@ impl Survey {
                 for entry in &directory.entries {
                     let entries = u64::from(entry.parts);
                     self.span("bitmap table", entry.table, entries * 8);
+                    if let Some(reason) = entry.misfit(subject.header.size, subject.header.geometry)
+                    {
+                        findings.add(Problem::Bitmap, || {
+                            let expected = "one for the whole disk";
+                            Violation::new("bitmap's table", entry.at, reason, expected)
+                        });
+                    }
                     self.bitmap_tables.push((entry.table, entries));
                 }
                 Ok(())

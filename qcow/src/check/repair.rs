@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use crate::entry::{self, COPIED, Entry, Mapping, Standard};
 use crate::error::{Error, Result};
-use crate::header::{self, CORRUPT, DIRTY, Encryption, Header};
+use crate::header::{self, CORRUPT, DIRTY, Encryption, Header, RAW_DATA};
 use crate::host::Host;
 use crate::refcount;
 use crate::storage::Storage;
@@ -107,7 +107,12 @@ fn repair_host(
             _ if last == Some(Step::InPlace) => break,
             _ => Step::InPlace,
         };
-        change(host, header, |header| header.autoclear &= KNOWN_AUTOCLEAR)?;
+        change(host, header, |header| {
+            header.autoclear &= KNOWN_AUTOCLEAR;
+            if header.data_file().is_none() {
+                header.autoclear &= !RAW_DATA;
+            }
+        })?;
         match step {
             Step::Relocate => {
                 let subject = Subject::new(host, header, options)?;

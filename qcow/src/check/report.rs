@@ -27,8 +27,10 @@ pub enum Problem {
     /// A snapshot whose tables cannot be walked, or one that does not say the sizes that version 3
     /// demands.
     Snapshot,
-    /// A bitmap whose tables cannot be walked.
+    /// A bitmap whose tables cannot be walked, or do not fit the disk.
     Bitmap,
+    /// Features in the header that contradict each other.
+    Features,
 }
 
 /// One thing that a check found.

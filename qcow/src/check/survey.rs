@@ -3,7 +3,7 @@
 use crate::addr::{Geometry, be64};
 use crate::entry;
 use crate::error::{Result, Violation};
-use crate::header::Encryption;
+use crate::header::{Encryption, RAW_DATA};
 use crate::snapshot::table::{SIZES, Table};
 
 use super::Subject;
@@ -78,6 +78,13 @@ impl Survey {
         let header = subject.header;
         let mut survey = Survey::default();
         survey.span("header", 0, header.geometry.cluster());
+        if header.autoclear & RAW_DATA != 0 && header.data_file().is_none() {
+            findings.add(Problem::Features, || {
+                let value = format!("{:#x}", header.autoclear);
+                let expected = "no bit 1, which speaks of a data file, where there is none";
+                Violation::new("autoclear_features", 88, value, expected)
+            });
+        }
         survey.l1(
             subject,
             findings,
