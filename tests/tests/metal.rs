@@ -1,12 +1,16 @@
 //! Guests without an operating system drive the devices: what they find is in their output, and
 //! the way they end is their verdict.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
+use std::time::Duration;
 
 use cowshed_tests::cowshed::{Cowshed, Output};
 use cowshed_tests::skip::kvm_is_here;
 use cowshed_tests::{guest, image, report};
+use rustix::fs::{CWD, Mode, mkfifoat};
+use rustix::pipe::fcntl_setpipe_size;
 use tempfile::TempDir;
 
 /// Runs the guest that `arguments` begin with, on two disks.
@@ -83,6 +87,27 @@ fn what_is_typed_reaches_the_serial_port_whenever_it_comes() {
     stdout.read_to_string(&mut rest).unwrap();
     assert_eq!(rest, "and later\n");
     let _ = run.wait().expect_status(0);
+}
+
+#[test]
+fn a_log_that_nobody_reads_does_not_put_off_the_timeout() {
+    if !kvm_is_here() {
+        return;
+    }
+    let work = TempDir::new().unwrap();
+    let path = work.path().join("log");
+    mkfifoat(CWD, &path, Mode::RUSR | Mode::WUSR).unwrap();
+    let pipe = File::options().read(true).write(true).open(&path).unwrap();
+    fcntl_setpipe_size(&pipe, 4096).unwrap();
+    let kernel = guest::builder().metal("echo").expect("build the guest");
+    let run = Cowshed::run()
+        .option("--kernel", kernel)
+        .option("--console-log", &path)
+        .option("--timeout", "3")
+        .stdin("more than there is room for ".repeat(1000));
+    let output = run.limit(Duration::from_secs(60)).output();
+    let output = output.expect_status(124);
+    assert!(output.stdout().len() <= 4096, "the pipe had room");
 }
 
 #[test]

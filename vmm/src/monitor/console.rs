@@ -1,10 +1,10 @@
 //! The guest's text console: kept for error messages, logged, shown, and watched for a panic.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::sink::Sink;
 use crate::report::printable;
 
 /// How much of the console's end is kept, in bytes.
@@ -31,25 +31,20 @@ struct State {
     panic: Option<String>,
     lines_since: usize,
     on_panic: Box<dyn Fn(&str) + Send>,
-    copies: Vec<Box<dyn Write + Send>>,
+    copies: Vec<Sink>,
 }
 
 impl Console {
-    /// A console that writes what it hears to `log` and to `screen`, and calls `on_panic`
-    /// with the message once the guest's kernel has said all of its last words.
-    pub(super) fn new(
-        log: Option<File>,
-        screen: Option<Box<dyn Write + Send>>,
-        on_panic: impl Fn(&str) + Send + 'static,
-    ) -> Self {
-        let log = log.map(|log| Box::new(log) as Box<dyn Write + Send>);
+    /// A console that writes what it hears to `copies`, and calls `on_panic` with the message once
+    /// the guest's kernel has said all of its last words.
+    pub(super) fn new(copies: Vec<Sink>, on_panic: impl Fn(&str) + Send + 'static) -> Self {
         Self(Arc::new(Mutex::new(State {
             kept: VecDeque::new(),
             line: Vec::new(),
             panic: None,
             lines_since: 0,
             on_panic: Box::new(on_panic),
-            copies: log.into_iter().chain(screen).collect(),
+            copies,
         })))
     }
 
@@ -80,7 +75,7 @@ impl Write for Console {
         let mut state = self.state();
         // A copy that fails (a closed terminal, a full disk) is let go: the guest goes on.
         state.copies.retain_mut(|copy| {
-            let written = copy.write_all(bytes).and_then(|()| copy.flush());
+            let written = copy.write_all(bytes);
             written
                 .inspect_err(|error| tracing::warn!(%error, "console output is lost"))
                 .is_ok()
@@ -137,7 +132,7 @@ mod tests {
     fn a_panic_is_told_when_its_last_line_came() -> io::Result<()> {
         let ends = Arc::new(AtomicU32::new(0));
         let counter = ends.clone();
-        let mut console = Console::new(None, None, move |_| {
+        let mut console = Console::new(Vec::new(), move |_| {
             counter.fetch_add(1, Ordering::Relaxed);
         });
         console.write_all(b"[1.0] Kernel panic - not syncing: Attempted to kill init!\r\n")?;
@@ -150,7 +145,7 @@ mod tests {
 
     #[test]
     fn the_last_lines_are_fit_to_be_shown() -> io::Result<()> {
-        let mut console = Console::new(None, None, |_| {});
+        let mut console = Console::new(Vec::new(), |_| {});
         for number in 0..20_000 {
             write!(console, "line {number}\r\n")?;
         }

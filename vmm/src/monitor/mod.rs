@@ -5,7 +5,7 @@ mod console;
 mod input;
 pub(crate) mod link;
 pub(crate) mod process;
-mod screen;
+mod sink;
 mod workers;
 
 use std::fs::File;
@@ -32,7 +32,7 @@ use crate::stderr::Stderr;
 use console::Console;
 use input::Typed;
 use link::{Closed, Link, Order, Told};
-use screen::{Closer, Screen};
+use sink::Closer;
 use workers::Workers;
 
 /// What a machine is made of, all of it open.
@@ -105,7 +105,8 @@ struct Monitor {
     console: Console,
     /// Until there is something typed.
     typed: Option<Typed>,
-    screen: Option<Closer>,
+    /// Of the console.
+    copies: Closer,
     streams: Option<ConsoleHandle>,
 }
 
@@ -113,11 +114,15 @@ impl Monitor {
     fn start(parts: Parts, link: Link<Told, Order>) -> Result<Self, Error> {
         let io = |what| move |source| Error::Io(what, source);
         let interactive = matches!(parts.user, User::Console { .. });
-        let screen = interactive.then(Screen::new).transpose();
-        let (screen, closer) = screen.map_err(io("use standard output"))?.unzip();
-        let screen = screen.map(|screen| Box::new(screen) as Box<dyn Write + Send>);
+        let copies = Closer::new().map_err(io("make an event"))?;
+        let log = parts.console_log.map(|log| copies.sink(log.into()));
+        let screen = interactive.then(|| {
+            let stdout = io::stdout().as_fd().try_clone_to_owned()?;
+            copies.sink(stdout)
+        });
+        let sinks: io::Result<_> = log.into_iter().chain(screen).collect();
         let tell = link.clone();
-        let console = Console::new(parts.console_log, screen, move |message| {
+        let console = Console::new(sinks.map_err(io("copy the console"))?, move |message| {
             tell.tell(&Told::Panic(message.to_owned()));
         });
 
@@ -173,7 +178,7 @@ impl Monitor {
             stats,
             console,
             typed: terminal.map(|terminal| Typed::new(serial, terminal)),
-            screen: closer,
+            copies,
             streams,
         })
     }
@@ -222,9 +227,7 @@ impl Monitor {
 
     /// From here on nothing of the guest moves but what it has already said.
     fn stop(&mut self) {
-        if let Some(screen) = &self.screen {
-            screen.close();
-        }
+        self.copies.close();
         self.typed = None;
         self.workers.close();
         self.machine.stop_vcpus();
@@ -251,7 +254,6 @@ impl Monitor {
             disks,
             stats,
             console,
-            screen,
             ..
         } = self;
         machine.stop_devices();
@@ -260,7 +262,7 @@ impl Monitor {
         let _shell = machine.shell();
         // The images write out their tables and the readers of our output learn of its end when the
         // last holds of them go: before the following, with which the run is over.
-        drop((machine, screen));
+        drop(machine);
         process::close_streams();
         link.tell(&Told::Closed(Closed {
             bytes_read: stats.iter().map(|stats| stats.read()).sum(),
