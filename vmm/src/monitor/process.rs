@@ -2,13 +2,20 @@
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{
-    Pid, Signal, WaitOptions, WaitStatus, getpid, getppid, kill_process,
+    Pid, PidfdFlags, Signal, WaitOptions, WaitStatus, getpid, getppid, kill_process, pidfd_open,
     set_parent_process_death_signal, waitpid,
 };
 
 use super::link::{self, Link, Order, Told};
+
+/// How long one that has closed its link may take to end. One that a guest has taken over need not end
+/// at all.
+const LAST_STEPS: Duration = Duration::from_secs(10);
 
 /// A process that ends, at the latest, when this is dropped or the session's process dies.
 pub(crate) struct Process {
@@ -47,8 +54,15 @@ impl Process {
         }
     }
 
-    /// Waits for its end and says how that came, in words that follow "the machine's process".
-    pub(crate) fn wait(mut self) -> String {
+    /// Says how it ended, which has closed its link, in words that follow "the machine's process".
+    pub(crate) fn wait(self) -> String {
+        self.wait_for(LAST_STEPS)
+    }
+
+    fn wait_for(mut self, limit: Duration) -> String {
+        if !self.ends_within(limit) {
+            return self.end_mad();
+        }
         match self.reap().and_then(|status| status.terminating_signal()) {
             // The kernel's audit message has the thread's name and the number of the call.
             Some(libc::SIGSYS) => "was ended by its sandbox, for a system call that it never makes: either \
@@ -62,6 +76,14 @@ impl Process {
         }
     }
 
+    /// Ends it, which is out of its mind, and says so in such words.
+    pub(crate) fn end_mad(self) -> String {
+        drop(self);
+        "said something that makes no sense: either its guest has broken into it, or this is a bug in \
+         cowshed"
+            .into()
+    }
+
     /// Ends it, which has said its last, without waiting for the kernel to take its machine down.
     pub(crate) fn leave(mut self) {
         if let Some(pid) = self.pid.take() {
@@ -70,11 +92,30 @@ impl Process {
         }
     }
 
+    /// Waits for its end, but no longer than `limit`. It is to be reaped still.
+    fn ends_within(&self, limit: Duration) -> bool {
+        let Some(pidfd) = self
+            .pid
+            .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
+        else {
+            return false;
+        };
+        let deadline = Instant::now() + limit;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).unwrap_or_default();
+            match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&left)) {
+                Err(Errno::INTR) => {}
+                ready => return ready.is_ok_and(|ready| ready > 0),
+            }
+        }
+    }
+
     fn reap(&mut self) -> Option<WaitStatus> {
         let pid = self.pid.take()?;
         loop {
             match waitpid(Some(pid), WaitOptions::empty()) {
-                Err(rustix::io::Errno::INTR) => {}
+                Err(Errno::INTR) => {}
                 ended => return ended.ok().flatten().map(|(_, status)| status),
             }
         }
@@ -97,5 +138,31 @@ impl Drop for Process {
             let _ = kill_process(pid, Signal::KILL);
             self.reap();
         }
+    }
+}
+
+#[cfg(test)]
+impl From<std::process::Child> for Process {
+    fn from(child: std::process::Child) -> Self {
+        Self {
+            pid: Some(Pid::from_child(&child)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn one_that_ends_has_its_own_status_and_one_that_does_not_is_killed() {
+        let mut shell = Command::new("sh");
+        let ended = shell.args(["-c", "kill -SYS $$"]).spawn().unwrap();
+        assert!(Process::from(ended).wait().contains("by its sandbox"));
+        let deaf = Command::new("sleep").arg("600").spawn().unwrap();
+        let limit = Duration::from_millis(1);
+        assert!(Process::from(deaf).wait_for(limit).contains("no sense"));
     }
 }

@@ -19,8 +19,10 @@ use crate::monitor::link::{Link, Order, Told};
 pub(super) enum Event {
     /// The machine's process says something.
     Told(Told),
-    /// It is gone, or out of its mind. Nothing more comes of it.
+    /// It is gone. Nothing more comes of it.
     Gone,
+    /// It is out of its mind, and heard no more.
+    Nonsense,
     /// The guest's PID 1 did.
     Job(job::Event),
     /// A signal to us.
@@ -61,15 +63,19 @@ impl Events {
         }
     }
 
-    /// Waits for an event until `deadline`.
+    /// Waits for an event until `deadline`. What the machine's process says comes too late then, so
+    /// that one which a guest has taken over cannot put the deadline off by talking.
     pub(super) fn next(&mut self, deadline: Instant) -> Option<Event> {
         loop {
-            if let Some(event) = self.now() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if let Some(event) = self.ours() {
                 return Some(event);
             }
-            let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return None;
+            }
+            if let Some(event) = self.hear() {
+                return Some(event);
             }
             self.wait(Timespec::try_from(left).ok());
         }
@@ -77,13 +83,16 @@ impl Events {
 
     /// An event that is here already; PID 1's words first, which mean more than the machine's end.
     pub(super) fn now(&mut self) -> Option<Event> {
+        self.ours().or_else(|| self.hear())
+    }
+
+    /// One that is not the machine's process's.
+    fn ours(&mut self) -> Option<Event> {
         // "Would block": nobody has woken us.
         let _ = self.wake.read();
         let job = || self.jobs.try_recv().ok().map(Event::Job);
         let event = self.put_back.pop_front().or_else(job);
-        event
-            .or_else(|| self.signals.next().map(Event::Signal))
-            .or_else(|| self.hear())
+        event.or_else(|| self.signals.next().map(Event::Signal))
     }
 
     /// Has `event` come again.
@@ -103,9 +112,13 @@ impl Events {
         }
         match link.hear() {
             Ok(Some(told)) => Some(Event::Told(told)),
-            Ok(None) | Err(_) => {
+            Ok(None) => {
                 self.link = None;
                 Some(Event::Gone)
+            }
+            Err(_) => {
+                self.link = None;
+                Some(Event::Nonsense)
             }
         }
     }

@@ -4,6 +4,8 @@
 mod events;
 mod job;
 pub(crate) mod signals;
+#[cfg(test)]
+mod tests;
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
@@ -260,7 +262,10 @@ impl<'a> Session<'a> {
     fn heard(&mut self, event: Event) -> Option<Outcome> {
         match event {
             Event::Told(told) => return self.told(told),
-            Event::Gone => return Some(Outcome::VmmError(self.how_it_ended())),
+            Event::Gone => return Some(Outcome::VmmError(self.how_it_ended(Process::wait))),
+            Event::Nonsense => {
+                return Some(Outcome::VmmError(self.how_it_ended(Process::end_mad)));
+            }
             Event::Job(job::Event::Hello) => self.measures.pid1 = Some(self.begin.elapsed()),
             Event::Job(job::Event::Started) => self.command_started = true,
             Event::Job(event) => return Some(job_outcome(event)),
@@ -281,7 +286,8 @@ impl<'a> Session<'a> {
 
     fn told(&mut self, told: Told) -> Option<Outcome> {
         match told {
-            Told::Started(after) => {
+            Told::Started(after) if self.boot_deadline.is_none() => {
+                let after = after.min(self.begin.elapsed());
                 self.measures.first_instruction = Some(after);
                 self.boot_deadline = Some(self.begin + after + self.boot_timeout.min(NEVER));
                 None
@@ -291,7 +297,7 @@ impl<'a> Session<'a> {
             // A person may look at old logs on an interactive console.
             Told::Panic(message) if self.config.command.is_some() => Some(Outcome::Panic(message)),
             Told::Escaped => Some(Outcome::Escaped),
-            Told::Panic(_) | Told::Drained | Told::Closed(_) => None,
+            Told::Started(_) | Told::Panic(_) | Told::Drained | Told::Closed(_) => None,
         }
     }
 
@@ -332,7 +338,7 @@ impl<'a> Session<'a> {
         loop {
             match self.events.next(deadline) {
                 Some(Event::Told(Told::Drained) | Event::Signal(_)) | None => break,
-                Some(event @ (Event::Gone | Event::Told(Told::Failed(_)))) => {
+                Some(event @ (Event::Gone | Event::Nonsense | Event::Told(Told::Failed(_)))) => {
                     late.push(event);
                     break;
                 }
@@ -352,14 +358,16 @@ impl<'a> Session<'a> {
             match self.events.next(deadline) {
                 Some(Event::Told(Told::Closed(closed))) => break Ok(closed),
                 Some(Event::Told(Told::Failed(why))) => break Err(why),
-                Some(Event::Gone) => break Err(self.how_it_ended()),
+                Some(Event::Gone) => break Err(self.how_it_ended(Process::wait)),
+                Some(Event::Nonsense) => break Err(self.how_it_ended(Process::end_mad)),
+                Some(Event::Signal(number)) if self.patience.ends_with(number, Instant::now()) => {
+                    break Err(
+                        self.killed("was killed by signals before its disks were written out")
+                    );
+                }
                 Some(Event::Told(_) | Event::Signal(_)) => {}
                 Some(event @ Event::Job(_)) => late.push(event),
-                None => {
-                    // Dropping it kills it.
-                    self.process = None;
-                    break Err("the machine's process did not end and was killed".to_owned());
-                }
+                None => break Err(self.killed("did not end and was killed")),
             }
         };
         late.into_iter()
@@ -367,9 +375,16 @@ impl<'a> Session<'a> {
         closed
     }
 
+    /// Kills the machine's process, and says why in words that follow its name.
+    fn killed(&mut self, why: &str) -> String {
+        // Dropping it kills it.
+        self.process = None;
+        format!("the machine's process {why}")
+    }
+
     /// Why the machine's process is gone.
-    fn how_it_ended(&mut self) -> String {
-        let how = self.process.take().map(Process::wait);
+    fn how_it_ended(&mut self, end: fn(Process) -> String) -> String {
+        let how = self.process.take().map(end);
         format!("the machine's process {}", how.unwrap_or_default())
     }
 
