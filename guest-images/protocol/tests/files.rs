@@ -303,6 +303,7 @@ fn the_name_of_a_root() {
         ("/etc/passwd", "passwd"),
         ("etc//", "etc"),
         ("etc/.", ""),
+        ("etc/./", ""),
         ("etc/..", ""),
         (".", ""),
         ("..", ""),

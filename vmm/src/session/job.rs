@@ -1,10 +1,8 @@
 //! The host's end of the conversation with PID 1: start a command, copy files, learn the status.
 
-use std::ffi::OsStr;
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::thread::{self, JoinHandle};
 
 use cowshed_guest_protocol::files::{self, Receiver, SendError};
@@ -18,6 +16,8 @@ use crate::report::chain;
 const MAX_COPY_OUT: u64 = 64 << 30;
 /// Most files, folders and links of one `--copy-out`.
 const MAX_ENTRIES: u64 = 1 << 20;
+/// How many of those that cannot be copied are named.
+const MAX_NAMED: u64 = 10;
 
 /// What the conversation came to, in order; one of the last five ends it.
 #[derive(Debug, PartialEq, Eq)]
@@ -209,14 +209,12 @@ impl Talk {
     }
 
     fn copy_in(&mut self, copy: &config::Copy) -> Result<(), Error> {
-        let name = tree_name(&copy.from);
+        let source = copy.from.as_os_str().as_bytes();
         self.say(&ToGuest::CopyIn {
             destination: copy.to.as_os_str().as_bytes(),
-            name: name.as_bytes(),
+            name: files::root_name(source),
         })?;
-        let sent = files::send_tree(CWD, copy.from.as_os_str().as_bytes(), &mut |item| {
-            self.say(&ToGuest::Item(item))
-        });
+        let sent = files::send_tree(CWD, source, &mut |item| self.say(&ToGuest::Item(item)));
         sent.map_err(|error| match error {
             SendError::Sink(error) => error,
             error => Error::CopyIn(copy.from.display().to_string(), error.into()),
@@ -229,10 +227,11 @@ impl Talk {
         let failed = |error| Error::CopyOut(copy.from.display().to_string(), error);
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let here = rustix::fs::open(".", flags, Mode::empty()).map_err(|e| failed(e.into()))?;
+        let from = copy.from.as_os_str().as_bytes();
         let to = copy.to.as_os_str().as_bytes();
-        let mut receiver = Receiver::new(here, to, tree_name(&copy.from).as_bytes(), MAX_COPY_OUT);
+        let mut receiver = Receiver::new(here, to, files::root_name(from), MAX_COPY_OUT);
         let mut error: Option<Box<dyn std::error::Error + Send + Sync>> = None;
-        let mut entries = 0;
+        let (mut entries, mut skipped) = (0, 0);
         loop {
             let step = self.receive(|message| {
                 let FromGuest::Item(item) = message else {
@@ -242,15 +241,25 @@ impl Talk {
                         .ok_or(Error::OutOfTurn);
                 };
                 if let Item::Skipped { name } = item {
-                    let name = String::from_utf8_lossy(name);
-                    tracing::warn!(%name, "not copied out: neither a file, a folder nor a link");
+                    skipped += 1;
+                    if skipped <= MAX_NAMED {
+                        let name = String::from_utf8_lossy(name);
+                        tracing::warn!(%name, "not copied out: neither a file, a folder nor a link");
+                    }
                 }
                 let last = matches!(item, Item::End | Item::Failed { .. });
+                if last && skipped > MAX_NAMED {
+                    let more = skipped - MAX_NAMED;
+                    tracing::warn!(more, "not copied out, as those that were named");
+                }
                 if error.is_none() {
                     let root_is_link = entries == 0 && matches!(item, Item::Symlink { .. });
                     let entry = matches!(
                         item,
-                        Item::Enter { .. } | Item::File { .. } | Item::Symlink { .. }
+                        Item::Enter { .. }
+                            | Item::File { .. }
+                            | Item::Symlink { .. }
+                            | Item::Skipped { .. }
                     );
                     entries += u64::from(entry);
                     error = if root_is_link {
@@ -311,13 +320,5 @@ fn ending(message: &FromGuest<'_>) -> Option<Event> {
         FromGuest::Signaled { number } => Some(Event::Signaled(number)),
         FromGuest::Error { failure, message } => Some(Event::Failed(failure, message.to_owned())),
         FromGuest::Hello { .. } | FromGuest::Started | FromGuest::Item(_) => None,
-    }
-}
-
-/// The name under which a tree arrives in a folder that exists; none for `folder/.`.
-fn tree_name(path: &Path) -> &OsStr {
-    match path.file_name() {
-        Some(name) if !path.as_os_str().as_bytes().ends_with(b"/.") => name,
-        _ => OsStr::new(""),
     }
 }
