@@ -241,7 +241,9 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
         .to_os_string();
     name.push(format!(".{}.tmp", std::process::id()));
     let temporary = folder.join(name);
-    let result = File::create(&temporary)
+    // Perhaps a process that had our number has left one; what else bears the name is not followed.
+    let _ = std::fs::remove_file(&temporary);
+    let result = File::create_new(&temporary)
         .and_then(|mut file| file.write_all(bytes))
         .and_then(|()| std::fs::rename(&temporary, path));
     if result.is_err() {
