@@ -12,5 +12,6 @@ pub mod irq;
 pub mod legacy;
 pub mod pci;
 mod poll;
+pub mod rarely;
 pub mod threads;
 pub mod virtio;

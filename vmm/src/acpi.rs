@@ -18,6 +18,7 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, aml};
+use cowshed_devices::legacy::acpi_sleep;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use crate::layout;
@@ -140,7 +141,7 @@ fn dsdt() -> Vec<u8> {
     let mut body = Vec::new();
     Name::new(
         "_S5_".into(),
-        &Package::new(vec![&layout::ACPI_S5, &aml::ZERO, &aml::ZERO, &aml::ZERO]),
+        &Package::new(vec![&acpi_sleep::S5, &aml::ZERO, &aml::ZERO, &aml::ZERO]),
     )
     .to_aml_bytes(&mut body);
     Scope::new(

@@ -74,8 +74,6 @@ pub const PCI_CONFIG: u16 = 0xcf8;
 pub const PVPANIC: u16 = 0x505;
 /// ACPI sleep control and sleep status registers.
 pub const ACPI_SLEEP: u16 = 0x600;
-/// Value of `SLP_TYP` in the `\_S5` package: soft off.
-pub const ACPI_S5: u8 = 5;
 
 /// Most vCPUs: what 8-bit APIC identifiers can name, less the broadcast and the I/O APIC's.
 pub const MAX_CPUS: u8 = 254;

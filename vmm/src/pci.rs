@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use cowshed_devices::bus::{Bus, BusDevice};
 use cowshed_devices::pci::{BarMapping, Doorbell, PciFunction, SharedFunction};
+use cowshed_devices::rarely::Rarely;
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 
 use crate::layout;
@@ -120,10 +121,11 @@ impl PciBus {
                 bar: bar.index,
             });
             if mmio.insert(bar.address, bar.size, device).is_err() {
-                tracing::warn!(
-                    address = format_args!("{:#x}", bar.address),
-                    "BAR over another"
-                );
+                static OVERLAPS: Rarely = Rarely::new();
+                if let Some(count) = OVERLAPS.count() {
+                    let address = format_args!("{:#x}", bar.address);
+                    tracing::warn!(address, count, "BAR over another");
+                }
                 continue;
             }
             mapped.push(*bar);
@@ -150,7 +152,10 @@ impl PciBus {
         {
             let address = IoEventAddress::Mmio(bar.address + doorbell.offset);
             if let Err(error) = change(&doorbell.event, &address) {
-                tracing::warn!(%error, "cannot move a doorbell");
+                static STUCK: Rarely = Rarely::new();
+                if let Some(count) = STUCK.count() {
+                    tracing::warn!(%error, count, "cannot move a doorbell");
+                }
             }
         }
     }

@@ -2,8 +2,6 @@
 
 use crate::bus::BusDevice;
 
-/// The index port, 0x70.
-pub const PORT: u64 = 0x70;
 /// Index and data port.
 pub const LEN: u64 = 2;
 

@@ -3,9 +3,8 @@
 
 use super::{EventSink, MachineEvent};
 use crate::bus::BusDevice;
+use crate::rarely::Rarely;
 
-/// The usual port.
-pub const PORT: u64 = 0x505;
 /// Number of ports.
 pub const LEN: u64 = 1;
 /// The guest panicked.
@@ -38,7 +37,10 @@ impl BusDevice for PvPanic {
             Some(event) if event & PANICKED != 0 => (self.events)(MachineEvent::Panic),
             // The crash kernel now runs in the same machine and ends it when it is done.
             Some(event) if event & CRASH_LOADED != 0 => {
-                tracing::warn!("the guest panicked; its crash kernel takes over");
+                static TOLD: Rarely = Rarely::new();
+                if let Some(count) = TOLD.count() {
+                    tracing::warn!(count, "the guest panicked; its crash kernel takes over");
+                }
             }
             _ => {}
         }

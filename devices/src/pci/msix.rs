@@ -11,6 +11,7 @@ use std::sync::Arc;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::poll;
+use crate::rarely::Rarely;
 
 /// The message of an unmasked vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,7 +204,12 @@ impl Msix {
         };
         match result {
             Ok(()) => *attached = wanted,
-            Err(error) => tracing::warn!(vector, %error, "cannot change an interrupt route"),
+            Err(error) => {
+                static FAILURES: Rarely = Rarely::new();
+                if let Some(count) = FAILURES.count() {
+                    tracing::warn!(vector, %error, count, "cannot change an interrupt route");
+                }
+            }
         }
     }
 }

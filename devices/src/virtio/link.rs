@@ -3,10 +3,12 @@
 
 use std::fmt::Display;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
 use virtio_bindings::virtio_config::{VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_NEEDS_RESET};
 use vmm_sys_util::eventfd::EventFd;
+
+use crate::rarely::Rarely;
 
 /// The vector that stands for "no interrupt".
 pub const NO_VECTOR: u16 = 0xffff;
@@ -24,7 +26,7 @@ pub struct DriverLink {
     status: AtomicU8,
     isr: AtomicU8,
     generation: AtomicU8,
-    failures: AtomicU32,
+    failures: Rarely,
     config_vector: AtomicU16,
     queue_vectors: Box<[AtomicU16]>,
 }
@@ -38,7 +40,7 @@ impl DriverLink {
             status: AtomicU8::new(0),
             isr: AtomicU8::new(0),
             generation: AtomicU8::new(0),
-            failures: AtomicU32::new(0),
+            failures: Rarely::new(),
             config_vector: AtomicU16::new(NO_VECTOR),
             queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
         }
@@ -60,11 +62,7 @@ impl DriverLink {
     /// the driver did or because the host cannot go on. Of many reasons a few are logged: a
     /// driver can reset and fail as often as it likes.
     pub fn fail(&self, reason: &dyn Display) {
-        let count = self
-            .failures
-            .fetch_add(1, Ordering::Relaxed)
-            .wrapping_add(1);
-        if count.is_power_of_two() {
+        if let Some(count) = self.failures.count() {
             let device = self.device;
             tracing::warn!(device, %reason, count, "a virtio device needs a reset");
         }
