@@ -75,7 +75,7 @@ impl NewSnapshot {
     }
 }
 
-/// Which snapshot is meant. Where it fits several, nothing is done with any.
+/// Which snapshot is meant. Where it fits several, it is the first of them, as with QEMU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Selector {
     /// The one with this ID.

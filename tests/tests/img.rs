@@ -189,6 +189,37 @@ fn an_image_does_not_replace_its_own_base() {
     }
 }
 
+/// Of snapshots that have one name the first is meant; an ID goes before a name, and is none to -d.
+#[test]
+fn snapshots_of_one_name() {
+    let both = Both::new();
+    both.ok("create -q -f qcow2 disk 1M");
+    for (fill, name) in [(1, "twin"), (2, "twin"), (3, "1"), (4, "twin")] {
+        both.io("disk", &format!("write -P {fill} 0 64k"));
+        both.ok(&format!("snapshot -c {name} disk"));
+    }
+    let left = || -> Vec<String> {
+        let info = both.json("info --output=json disk");
+        let snapshots = info["snapshots"].as_array().unwrap();
+        let id = |snapshot: &serde_json::Value| snapshot["id"].as_str().unwrap().to_owned();
+        snapshots.iter().map(id).collect()
+    };
+    for name in ["twin", "1"] {
+        both.ok(&format!("snapshot -a {name} disk"));
+        both.io("disk", "read -P 1 0 64k");
+        both.ok(&format!("convert -l {name} -O raw disk was"));
+        both.same("was", "raw");
+    }
+    both.ok("snapshot -d twin disk");
+    assert_eq!(left(), ["2", "3", "4"]);
+    both.run("snapshot -d 2 disk");
+    both.ok("snapshot -d 1 disk");
+    assert_eq!(left(), ["2", "4"]);
+    both.ok("snapshot -d twin disk");
+    assert_eq!(left(), ["4"]);
+    both.same("disk", "qcow2");
+}
+
 #[test]
 fn bitmaps() {
     let both = Both::new();

@@ -273,35 +273,23 @@ impl Table {
         Ok(bytes)
     }
 
-    /// The index of the entry that a person means.
+    /// The index of the entry that a person means: the first of several, as with QEMU.
     pub(crate) fn find(&self, host: &Host, selector: &Selector) -> Result<usize> {
-        let with = |field: fn(&Entry) -> &[u8], wanted: &str| -> Vec<usize> {
-            let all = self.entries.iter().enumerate();
-            all.filter(|(_, entry)| String::from_utf8_lossy(field(entry)) == wanted)
-                .map(|(i, _)| i)
-                .collect()
+        let with = |field: fn(&Entry) -> &[u8], wanted: &str| {
+            let mut all = self.entries.iter();
+            all.position(|entry| String::from_utf8_lossy(field(entry)) == wanted)
         };
         let with_id = |wanted: &str| with(|entry| &entry.id, wanted);
         let with_name = |wanted: &str| with(|entry| &entry.name, wanted);
         let found = match selector {
             Selector::Id(id) => with_id(id),
             Selector::Name(name) => with_name(name),
-            Selector::IdOrName(either) => match with_id(either) {
-                none if none.is_empty() => with_name(either),
-                found => found,
-            },
+            Selector::IdOrName(either) => with_id(either).or_else(|| with_name(either)),
         };
-        match found[..] {
-            [index] => Ok(index),
-            [] => Err(Error::NoSnapshot {
-                file: host.path.clone(),
-                wanted: selector.to_string(),
-            }),
-            _ => Err(Error::Change {
-                file: host.path.clone(),
-                reason: format!("{} snapshots have {selector}: say which ID", found.len()),
-            }),
-        }
+        found.ok_or_else(|| Error::NoSnapshot {
+            file: host.path.clone(),
+            wanted: selector.to_string(),
+        })
     }
 
     /// The smallest decimal number above all IDs that are one, or why there is none.

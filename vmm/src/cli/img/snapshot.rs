@@ -30,8 +30,8 @@ pub(super) struct SnapshotArgs {
     #[arg(short, group = "action")]
     list: bool,
 
-    /// Make the disk what it was when this snapshot, an ID or a name, was made. What was written
-    /// since is lost, unless another snapshot has it
+    /// Make the disk what it was when this snapshot, an ID or a name, was made; of several of a name
+    /// the first is meant. What was written since is lost, unless another snapshot has it
     #[arg(short, value_name = "SNAPSHOT", group = "action")]
     apply: Option<String>,
 
@@ -39,7 +39,7 @@ pub(super) struct SnapshotArgs {
     #[arg(short, value_name = "NAME", group = "action")]
     create: Option<String>,
 
-    /// Delete the snapshot of this name
+    /// Delete the snapshot of this name, the first of several
     #[arg(short, value_name = "NAME", group = "action")]
     delete: Option<String>,
 
