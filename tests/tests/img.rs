@@ -235,6 +235,23 @@ fn bitmaps() {
     assert!(text(&ours.stderr).contains('a'));
 }
 
+/// Marks for which the disk has no place are not lost unseen.
+#[test]
+fn a_bitmap_of_another_size_is_not_merged() {
+    let both = Both::new();
+    both.ok("create -q -f qcow2 disk 1M");
+    both.ok("bitmap --add disk a");
+    for other in ["512k", "2M", "1M"] {
+        both.ok(&format!("create -q -f qcow2 other {other}"));
+        both.ok("bitmap --add other b");
+        let (ours, _) = both.run("bitmap --merge b -b other -F qcow2 disk a");
+        let said = text(&ours.stderr);
+        assert_eq!(ours.status.success(), other == "1M", "{other}: {said}");
+        let named = said.contains("other") && said.contains("disk") && said.contains("1048576");
+        assert_eq!(named, other != "1M", "{said}");
+    }
+}
+
 #[test]
 fn bitmaps_are_copied() {
     let both = Both::new();

@@ -141,6 +141,24 @@ pub(super) fn run(args: &BitmapArgs) -> Result<u8, Failure> {
     };
     let named = access.name(&args.image, args.format)?;
     let image = access.open_alone(&named, Use::Write)?;
+    let merges = args
+        .steps
+        .0
+        .iter()
+        .any(|step| matches!(step, Step::Merge(_)));
+    if let Some((source, path)) = source.as_ref().zip(args.source_file.as_ref())
+        && merges
+        && source.size() != image.size()
+    {
+        return Err(Failure::Usage(format!(
+            "the disk of {} has {} bytes and that of {} {}: a bitmap is merged into one of a disk of \
+             its own size only",
+            path.display(),
+            source.size(),
+            named.path.display(),
+            image.size()
+        )));
+    }
     let name = &args.bitmap;
     for step in &args.steps.0 {
         match (step, &source) {
@@ -151,8 +169,7 @@ pub(super) fn run(args: &BitmapArgs) -> Result<u8, Failure> {
             (Step::Disable, _) => image.disable_bitmap(name)?,
             (Step::Merge(other), None) => image.merge_bitmap(name, other)?,
             (Step::Merge(other), Some(source)) => {
-                let whole = 0..source.size().min(image.size());
-                image.mark_bitmap(name, &source.dirty_ranges(other, whole)?)?;
+                image.mark_bitmap(name, &source.dirty_ranges(other, 0..source.size())?)?;
             }
         }
     }
