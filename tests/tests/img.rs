@@ -252,6 +252,24 @@ fn a_bitmap_of_another_size_is_not_merged() {
     }
 }
 
+/// A base is written where its data is, and is not kept from that by this command's own lock.
+#[test]
+fn a_base_with_a_data_file_is_committed_to() {
+    let both = Both::new();
+    both.file("raw", &content());
+    both.ok("create -q -f qcow2 -b raw -F raw -o data_file=data base");
+    both.ok("create -q -f qcow2 -b base -F qcow2 -o data_file=own top 4M");
+    both.io("top", "write -P 7 100k 900k");
+    both.io("top", "write -P 8 3M 64k");
+    both.ok("commit -q top");
+    both.same("base", "qcow2");
+    both.same("top", "qcow2");
+    both.ok("create -q -f qcow2 -b top -F qcow2 upper");
+    both.io("upper", "write -P 9 1M 200k");
+    both.ok("commit -q -b base upper");
+    both.same("base", "qcow2");
+}
+
 #[test]
 fn bitmaps_are_copied() {
     let both = Both::new();

@@ -1,5 +1,6 @@
 //! `cowshed img commit`.
 
+use std::cell::RefCell;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -58,24 +59,25 @@ pub(super) struct CommitArgs {
     image: PathBuf,
 }
 
-/// Opens the files of a chain anew, the base as it is open for writing.
+/// Opens the files of a chain anew. Those of the base are open for writing already, and locked: its
+/// data file too.
 struct Chain<'a> {
     access: &'a Access,
-    base: (&'a Path, Arc<dyn Storage>),
+    base: RefCell<Vec<(PathBuf, Arc<dyn Storage>)>>,
 }
 
 impl Opener for Chain<'_> {
     fn open(&self, path: &Path, writable: bool) -> io::Result<Arc<dyn Storage>> {
-        let (base, file) = &self.base;
-        if path == *base {
+        let mut base = self.base.borrow_mut();
+        if let Some((_, file)) = base.iter().find(|(at, _)| at == path) {
             return Ok(file.clone());
         }
-        let how = if writable {
-            Use::Write
-        } else {
-            self.access.reading()
-        };
-        storage(path, how)
+        if !writable {
+            return storage(path, self.access.reading());
+        }
+        let file = storage(path, Use::Write)?;
+        base.push((path.to_owned(), file.clone()));
+        Ok(file)
     }
 }
 
@@ -100,11 +102,11 @@ pub(super) fn run(args: &CommitArgs) -> Result<u8, Failure> {
     };
     let (file, _) = access.file(&beneath, Use::Write)?;
     let options = access.options(&beneath, base_format, false);
-    let base = access.open_file(&base_path, file.clone(), &options)?;
     let files = Chain {
         access,
-        base: (&base_path, file),
+        base: RefCell::new(vec![(base_path.clone(), file)]),
     };
+    let base = Image::open(&base_path, &options, &files)?;
     let top = Image::open(path, &access.options(&named, format, false), &files)?;
     if top.paths().get(above) != Some(&&*base_path) {
         let text = format!("the chain of {} has just changed", path.display());
