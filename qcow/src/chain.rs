@@ -69,11 +69,12 @@ pub enum ReferencePolicy {
     Any,
 }
 
-/// Opens the image at `path` and, as the policy allows, what lies beneath it: top first.
+/// Opens the image at `path` and, as the policy allows, what lies `beneath` it: top first.
 pub(crate) fn open(
     path: &Path,
     options: &OpenOptions,
     opener: &dyn Opener,
+    beneath: bool,
 ) -> Result<(Vec<Layer>, Option<Backing>)> {
     let mut layers = Vec::new();
     let mut seen = Seen::default();
@@ -112,7 +113,7 @@ pub(crate) fn open(
         if layers.len() == 1 {
             recorded.clone_from(&backing);
         }
-        let Some(backing) = backing else {
+        let Some(backing) = backing.filter(|_| beneath) else {
             budget.finish(&layers)?;
             return Ok((layers, recorded));
         };

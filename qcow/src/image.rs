@@ -48,7 +48,22 @@ impl std::fmt::Debug for Image {
 impl Image {
     /// Opens the image at `path` and the chain beneath it.
     pub fn open(path: &Path, options: &OpenOptions, opener: &dyn Opener) -> Result<Self> {
-        let (layers, backing) = chain::open(path, options, opener)?;
+        Self::open_with(path, options, opener, true)
+    }
+
+    /// Opens the image at `path` with its data file, and not what is beneath it. If that is
+    /// something, the disk can be neither read nor written, but all else can be changed.
+    pub fn open_alone(path: &Path, options: &OpenOptions, opener: &dyn Opener) -> Result<Self> {
+        Self::open_with(path, options, opener, false)
+    }
+
+    fn open_with(
+        path: &Path,
+        options: &OpenOptions,
+        opener: &dyn Opener,
+        beneath: bool,
+    ) -> Result<Self> {
+        let (layers, backing) = chain::open(path, options, opener, beneath)?;
         Ok(Image {
             layers,
             backing,

@@ -252,6 +252,66 @@ fn a_bitmap_of_another_size_is_not_merged() {
     }
 }
 
+/// What is changed beside the disk's bytes is changed with the password, and not without.
+#[test]
+fn encrypted_images_have_snapshots_and_bitmaps() {
+    let both = Both::new();
+    let secret = "--object secret,id=k,data=mooh";
+    let luks = "encrypt.format=luks,encrypt.key-secret=k,encrypt.iter-time=10";
+    both.ok(&format!("create -q {secret} -f qcow2 -o {luks} disk 1M"));
+    let opts = "driver=qcow2,file.filename=disk,encrypt.key-secret=k";
+    for words in [
+        "snapshot -c one",
+        "snapshot -a one",
+        "snapshot -l",
+        "bitmap --add",
+        "bitmap --disable",
+        "snapshot -d one",
+        "rebase -u -b base -F qcow2",
+    ] {
+        let bitmap = if words.starts_with("bitmap") {
+            " b"
+        } else {
+            ""
+        };
+        both.ok(&format!("{words} {secret} --image-opts {opts}{bitmap}"));
+        if words != "snapshot -l" {
+            let (ours, _) = both.run(&format!("{words} disk{bitmap}"));
+            assert!(text(&ours.stderr).contains("secret"), "{words}");
+        }
+    }
+    both.json("info --output=json disk");
+    both.ok("create -q -f qcow2 base 1M");
+    both.ok(&format!("snapshot {secret} -c two --image-opts {opts}"));
+    both.ok(&format!("convert {secret} -O raw --image-opts {opts} back"));
+    both.same("back", "raw");
+}
+
+/// What is in a file of its own keeps nobody from changing the rest.
+#[test]
+fn an_image_with_a_data_file_has_bitmaps_and_another_base() {
+    let both = Both::new();
+    both.file("raw", &content());
+    both.ok("create -q -f qcow2 -b raw -F raw -o data_file=data disk");
+    both.io("disk", "write -P 7 100k 900k");
+    both.ok("bitmap --add disk a");
+    both.ok("bitmap --add --disable disk b");
+    both.ok("bitmap --merge a disk b");
+    both.file("moved", &content());
+    both.ok("rebase -u -b moved -F raw disk");
+    both.json("info --output=json disk");
+    both.same("disk", "qcow2");
+    let (ours, _) = both.run("snapshot -c one disk");
+    assert!(text(&ours.stderr).contains("data file"));
+    for folder in [both.0.path(), both.1.path()] {
+        fs::rename(folder.join("data"), folder.join("gone")).unwrap();
+    }
+    for words in ["bitmap --remove disk a", "rebase -u -b raw -F raw disk"] {
+        let (ours, _) = both.run(words);
+        assert!(text(&ours.stderr).contains("data"), "{words}");
+    }
+}
+
 /// A base is written where its data is, and is not kept from that by this command's own lock.
 #[test]
 fn a_base_with_a_data_file_is_committed_to() {

@@ -93,6 +93,13 @@ impl Named {
         secrets.retain(|(at, _)| *at >= depth);
         secrets
     }
+
+    /// The password of the file itself.
+    fn secrets_at_top(&self) -> Vec<(usize, Secret)> {
+        let mut secrets = self.secrets.clone();
+        secrets.retain(|(at, _)| *at == 0);
+        secrets
+    }
 }
 
 impl Access {
@@ -180,13 +187,22 @@ impl Access {
         self.open_file(&named.path, file, &options)
     }
 
-    /// Opens an image alone, for what is neither the disk's bytes nor beneath it: no password is
-    /// needed.
+    /// Opens an image without what is beneath it. To be looked at it needs neither its password nor
+    /// its data file.
     pub(super) fn open_alone(&self, named: &Named, how: Use) -> Result<Image, Failure> {
         let (file, format) = self.file(named, how)?;
+        let named = Named {
+            secrets: named.secrets_at_top(),
+            ..named.clone()
+        };
+        if how == Use::Write {
+            let files = Files::under(file, self.reading());
+            let options = self.options(&named, format, false);
+            return Ok(Image::open_alone(&named.path, &options, &files)?);
+        }
         let options = OpenOptions {
-            stay_locked: true,
-            ..self.options(named, format, how != Use::Write)
+            stay_locked: named.secrets.is_empty(),
+            ..self.options(&named, format, true)
         };
         Ok(Image::open_over(&named.path, file, &options, None)?)
     }
