@@ -171,6 +171,14 @@ impl Image {
         data.storage.identity().ok().flatten()
     }
 
+    /// Whether this is one of the chain's files, data files among them.
+    pub fn has_file(&self, file: Identity) -> bool {
+        let hosts = self.layers.iter().flat_map(|l| [l.host(), l.data()]);
+        hosts
+            .filter_map(|host| host.storage.identity().ok().flatten())
+            .any(|identity| identity == file)
+    }
+
     /// The format of a file of the chain, 0 for the top.
     pub fn format(&self, depth: usize) -> Option<Format> {
         Some(match self.layers.get(depth)? {

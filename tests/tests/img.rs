@@ -167,26 +167,73 @@ fn a_data_file_is_not_taken_for_the_base() {
     both.same("raw", "raw");
 }
 
-/// An image never takes the place of what it needs.
+/// An image never takes the place of what it needs, and nor does its data file, under whatever name and
+/// however deep in the chain.
 #[test]
-fn an_image_does_not_replace_its_own_base() {
+fn an_image_does_not_replace_what_it_needs() {
     let folder = TempDir::new().unwrap();
     let folder = folder.path();
+    let ok = |words: &str| {
+        let output = run(binary(), folder, words);
+        assert!(output.status.success(), "{words}: {}", text(&output.stderr));
+    };
     fs::write(folder.join("base"), content()).unwrap();
+    fs::write(folder.join("raw"), content()).unwrap();
+    ok("create -q -f qcow2 -b base -F raw middle");
+    ok("create -q -f qcow2 -b middle -F qcow2 top");
+    ok("create -q -f qcow2 -b base -F raw -o data_file=data split");
+    fs::hard_link(folder.join("base"), folder.join("link")).unwrap();
+    std::os::unix::fs::symlink("base", folder.join("symlink")).unwrap();
+    let all = || -> Vec<_> {
+        let mut files: Vec<_> = fs::read_dir(folder)
+            .unwrap()
+            .collect::<Result<_, _>>()
+            .unwrap();
+        files.sort_by_key(fs::DirEntry::file_name);
+        let content = |file: fs::DirEntry| (file.file_name(), fs::read(file.path()).unwrap());
+        files.into_iter().map(content).collect()
+    };
+    let before = all();
     for words in [
         "create -f qcow2 -b base -F raw base",
         "create -f qcow2 -b ./base -F raw base 4M",
+        "create -f qcow2 -u -b ./base -F raw base 4M",
+        "create -f qcow2 -b base -F raw link",
+        "create -f qcow2 -b middle -F qcow2 base",
+        "create -f qcow2 -b top -F qcow2 symlink",
+        "create -f qcow2 -b split -F qcow2 data",
         "create -f qcow2 -o data_file=base base 4M",
+        "create -f qcow2 -o data_file=new new 4M",
+        "create -f qcow2 -u -b new -F raw -o data_file=./new other 4M",
+        "create -f qcow2 -b base -F raw -o data_file=base new",
+        "create -f qcow2 -b base -F raw -o data_file=link new",
+        "create -f qcow2 -u -b base -F raw -o data_file=link new 4M",
+        "create -f qcow2 -b top -F qcow2 -o data_file=base new",
         "convert -f raw -O qcow2 -B base -F raw base base",
+        "convert -f raw -O qcow2 -B base -F raw raw base",
+        "convert -f raw -O qcow2 -B middle -F qcow2 raw base",
+        "convert -f raw -O qcow2 -B middle -F qcow2 raw link",
+        "convert -O qcow2 -B middle -F qcow2 top base",
+        "convert -U -O qcow2 top base",
+        "convert -U -f raw -O qcow2 raw raw",
+        "convert -f raw -O qcow2 -o data_file=raw raw new",
+        "convert -f raw -O qcow2 -o data_file=base -B middle -F qcow2 raw new",
+        "amend -o data_file=split split",
+        "amend -o data_file=link split",
     ] {
         let output = run(binary(), folder, words);
-        assert_eq!(output.status.code(), Some(1), "{words}");
-        assert!(text(&output.stderr).contains("base"), "{words}");
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{words}: {said}");
+        let advice = ["choose another name", "cannot have its data"];
         assert!(
-            fs::read(folder.join("base")).unwrap() == content(),
-            "{words}"
+            advice.iter().any(|text| said.contains(text)),
+            "{words}: {said}"
         );
+        assert!(all() == before, "{words}");
     }
+    // Its overlay may take the place of an overlay.
+    ok("convert -O qcow2 -B base -F raw middle top");
+    ok("compare -f raw -F qcow2 base top");
 }
 
 /// Of snapshots that have one name the first is meant; an ID goes before a name, and is none to -d.

@@ -208,6 +208,64 @@ fn a_command_that_names_an_image_twice_is_refused() {
     }
 }
 
+/// What is to be replaced in the end is not written meanwhile: that would be lost.
+#[test]
+fn a_target_is_locked_until_it_is_replaced() {
+    let folder = folder();
+    let folder = folder.path();
+    fs::rename(folder.join("raw"), folder.join("source")).unwrap();
+    ok(folder, "create -q -f qcow2 -o data_file=data split 8M");
+    for (words, image) in [
+        ("convert -p -r 4k -f raw -O qcow2 source over", "over"),
+        (
+            "convert -p -r 4k -f raw -O qcow2 -o data_file=data source new",
+            "data",
+        ),
+    ] {
+        let holder = Holder::start(folder, words);
+        let writers: &[&str] = match image {
+            "over" => &[
+                "snapshot -c two over",
+                "map over",
+                "convert -f raw -O raw source over",
+            ],
+            _ => &["resize -f raw data 9M", "map split"],
+        };
+        for words in writers {
+            refused(folder, words, image, &holder.name());
+        }
+    }
+}
+
+/// A file that came to the target's path while it was made is somebody's.
+#[test]
+fn what_comes_in_the_way_is_not_replaced() {
+    let folder = folder();
+    let folder = folder.path();
+    fs::write(folder.join("theirs"), "theirs").unwrap();
+    for name in ["new", "other"] {
+        let words = format!("convert -p -r 4M -f raw -O qcow2 raw {name}");
+        let mut holder = Holder::start(folder, &words);
+        fs::copy(folder.join("theirs"), folder.join("copy")).unwrap();
+        fs::rename(folder.join("copy"), folder.join(name)).unwrap();
+        let status = process::wait(&mut holder.0, Duration::from_secs(60)).expect("it ends");
+        assert_eq!(status.code(), Some(1));
+        let mut said = String::new();
+        holder
+            .0
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut said)
+            .unwrap();
+        assert!(
+            said.contains(name) && said.contains("run this again"),
+            "{said}"
+        );
+        assert_eq!(fs::read(folder.join(name)).unwrap(), b"theirs");
+    }
+}
+
 /// A machine writes its overlay and reads its base.
 #[test]
 fn a_machine_holds_its_disks() {

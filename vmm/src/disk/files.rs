@@ -4,10 +4,11 @@ use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
+use cowshed_qcow::storage::Identity;
 use cowshed_qcow::{FileStorage, Format, Opener, Storage};
 
 use super::Error;
@@ -79,6 +80,15 @@ fn open(path: &Path, how: Use) -> io::Result<File> {
     Ok(file)
 }
 
+/// Which file a path leads to, if it leads to one.
+pub(crate) fn identity(path: &Path) -> Option<Identity> {
+    let metadata = path.metadata().ok()?;
+    Some(Identity {
+        device: metadata.dev(),
+        inode: metadata.ino(),
+    })
+}
+
 /// The format of a file that a person named without its format.
 pub(crate) fn recognise(path: &Path, storage: &dyn Storage) -> Result<Format, Error> {
     match cowshed_qcow::is_qcow2(storage) {
@@ -91,8 +101,6 @@ pub(crate) fn recognise(path: &Path, storage: &dyn Storage) -> Result<Format, Er
 /// Gives a chain its top, which is open already, and then opens what that names.
 pub(crate) struct Files {
     top: Cell<Option<Arc<dyn Storage>>>,
-    /// What the top has its data in, if that is open already too.
-    data: Cell<Option<Arc<dyn Storage>>>,
     below: Use,
     /// For a guest's disk.
     cache: Option<Cache>,
@@ -103,16 +111,9 @@ impl Files {
     pub(crate) fn under(top: Arc<dyn Storage>, below: Use) -> Self {
         Self {
             top: Cell::new(Some(top)),
-            data: Cell::new(None),
             below,
             cache: None,
         }
-    }
-
-    /// The same with the file of the top's data: the only other one that is written.
-    pub(crate) fn with_data(self, data: Option<Arc<dyn Storage>>) -> Self {
-        self.data.set(data);
-        self
     }
 
     /// The same for a guest's disk: the others are only read.
@@ -127,8 +128,7 @@ impl Files {
 impl Opener for Files {
     fn open(&self, path: &Path, writable: bool) -> io::Result<Arc<dyn Storage>> {
         let how = if writable { Use::Write } else { self.below };
-        let data = || if writable { self.data.take() } else { None };
-        match (self.top.take().or_else(data), self.cache) {
+        match (self.top.take(), self.cache) {
             (Some(open), _) => Ok(open),
             (None, Some(cache)) => guest_storage(path, how, cache),
             (None, None) => storage(path, how),

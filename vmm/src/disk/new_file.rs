@@ -3,12 +3,14 @@
 use std::fs::File;
 use std::io::{self, Seek};
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use cowshed_qcow::storage::Identity;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat};
 use rustix::io::Errno;
 
-use super::overlay::folder_of;
+use super::files;
 
 const FLAGS: OFlags = OFlags::RDWR.union(OFlags::CLOEXEC);
 
@@ -82,22 +84,20 @@ impl NewFile {
         self.file.try_clone()
     }
 
-    /// Gives it its name. A file that has it already is replaced, durably, and links to that are
-    /// followed; whoever has it open keeps the old one. A name that is new is durable if `durable`
-    /// says so: else it and what it has may be lost when the host ends before its time.
-    pub(crate) fn replace(self, path: &Path, durable: bool) -> io::Result<()> {
+    /// Puts it in the place of the file `old`, durably; links to that are followed, and whoever has it
+    /// open keeps it. What another process has put there meanwhile is not replaced.
+    pub(crate) fn replace(self, path: &Path, old: Identity) -> io::Result<()> {
         let target = match path.canonicalize() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return if durable {
-                    self.publish(path)
-                } else {
-                    self.name(path)
-                };
+                return self.publish(path);
             }
             target => target?,
         };
-        self.file
-            .set_permissions(target.metadata()?.permissions())?;
+        let metadata = target.metadata()?;
+        if files::identity(&target) != Some(old) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        self.file.set_permissions(metadata.permissions())?;
         self.file.sync_all()?;
         let folder = folder_of(&target);
         let temporary = beside_its_target(&target);
@@ -116,7 +116,8 @@ impl NewFile {
         File::open(folder_of(path))?.sync_all()
     }
 
-    fn name(&self, path: &Path) -> io::Result<()> {
+    /// The same, but it and what it has may be lost when the host ends before its time.
+    pub(crate) fn name(&self, path: &Path) -> io::Result<()> {
         match &self.temporary {
             Some(temporary) => std::fs::hard_link(temporary, path),
             None => Ok(link(&self.file, path)?),
@@ -161,6 +162,14 @@ fn link(file: &File, path: &Path) -> Result<(), Errno> {
     linkat(CWD, source, CWD, path, AtFlags::SYMLINK_FOLLOW)
 }
 
+/// The folder that a path's last part is in.
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().as_bytes().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,6 +193,30 @@ mod tests {
         );
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         assert_eq!(names(folder.path()), ["there"]);
+    }
+
+    #[test]
+    fn what_came_meanwhile_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("there");
+        for (change, replaced) in [("none", true), ("another", false), ("gone", true)] {
+            std::fs::write(&path, "old").unwrap();
+            // Open, so that no other gets its inode.
+            let _locked = File::open(&path).unwrap();
+            let old = files::identity(&path).unwrap();
+            let new = NewFile::beside(&path).unwrap();
+            if change != "none" {
+                std::fs::remove_file(&path).unwrap();
+            }
+            if change == "another" {
+                std::fs::write(&path, "another").unwrap();
+            }
+            let result = new.replace(&path, old);
+            assert_eq!(result.is_ok(), replaced, "{change}");
+            let left = if replaced { "" } else { "another" };
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), left, "{change}");
+            assert_eq!(names(folder.path()), ["there"]);
+        }
     }
 
     #[test]

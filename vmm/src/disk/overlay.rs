@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,7 +11,7 @@ use super::Error;
 use super::base::Base;
 use super::files::{self, for_guest};
 use super::lock::{Use, lock};
-use super::new_file::NewFile;
+use super::new_file::{NewFile, folder_of};
 use crate::config::Cache;
 
 /// What an overlay is to be.
@@ -194,13 +193,5 @@ fn backing_name(base: &Path, overlay: &Path) -> Result<String, Error> {
         Ok(format!("./{name}"))
     } else {
         Ok(name.to_owned())
-    }
-}
-
-/// The folder that a path's last part is in.
-pub(super) fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().as_bytes().is_empty() => folder,
-        _ => Path::new("."),
     }
 }

@@ -9,6 +9,7 @@ use cowshed_qcow::{AmendOptions, Format, Image, KeyCost, ResizeOptions, Secret};
 use super::common::{self, Caches};
 use super::open::{Access, Named};
 use super::secrets::find;
+use super::target::is_same;
 use super::{Failure, options};
 use crate::disk::lock::Use;
 
@@ -81,6 +82,14 @@ pub(super) fn run(args: &AmendArgs) -> Result<u8, Failure> {
     let named = args.access.name(&args.image, args.format)?;
     let open = || args.access.open(&named, Use::Write);
     let image = open()?;
+    if let Some(name) = &wanted.data_file {
+        let place = options::beside(&named.path, name);
+        if image.paths().iter().any(|path| is_same(path, &place)) {
+            let text =
+                format!("{name} is the image itself or beneath it, and cannot have its data");
+            return Err(Failure::Usage(text));
+        }
+    }
     if let Some(size) = wanted.size {
         image.resize(size, &ResizeOptions::default())?;
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use cowshed_qcow::ops::{CopyOptions, Task, copy};
-use cowshed_qcow::{Format, Image, Selector, Storage};
+use cowshed_qcow::{Format, Image, OpenOptions, Selector, Storage};
 
 use super::Failure;
 use super::common::{self, Cache, threads};
@@ -14,7 +14,6 @@ use super::options::{self, Wanted};
 use super::progress::{self, Progress};
 use super::target::Target;
 use crate::cli::value;
-use crate::disk::files::Files;
 use crate::disk::lock::Use;
 
 /// Bytes of the disk whose marks are copied at a time.
@@ -165,9 +164,18 @@ pub(super) fn run(args: &ConvertArgs) -> Result<u8, Failure> {
         return convert(args, &sources, &target, args.target_is_zero).map(|()| 0);
     }
     let disk = wanted.size.unwrap_or(size).max(size);
-    let new = Target::begin(path, &wanted, args.cache != Cache::Unsafe)?;
+    let base = match &wanted.backing_file {
+        None => None,
+        Some(backing) => {
+            let backing = options::beside(path, backing);
+            let named = Named::path(&backing, wanted.backing_format);
+            Some(args.access.open(&named, args.access.reading())?)
+        }
+    };
+    let needed: Vec<_> = sources.iter().chain(&base).collect();
+    let new = Target::begin(path, &wanted, args.cache != Cache::Unsafe, &needed)?;
     let file = new.make(args.output_format, &wanted, disk, &args.access.object)?;
-    let image = target(args, path, (file, new.data()?), &wanted)?;
+    let image = target(args, path, (file, new.data()?), &wanted, base)?;
     convert(args, &sources, &image, wanted.backing_file.is_none())?;
     drop(image);
     new.publish()?;
@@ -180,26 +188,18 @@ fn target(
     path: &Path,
     (file, data): (Arc<dyn Storage>, Option<Arc<dyn Storage>>),
     wanted: &Wanted,
+    base: Option<Image>,
 ) -> Result<Image, Failure> {
-    let base = match &wanted.backing_file {
-        None => None,
-        Some(backing) => {
-            let backing = options::beside(path, backing);
-            let named = Named::path(&backing, wanted.backing_format);
-            Some(args.access.open(&named, args.access.reading())?)
-        }
-    };
     let mut named = Named::path(path, Some(args.output_format));
     named.secrets = wanted
         .secret(&args.access.object)?
         .map(|secret| (0, secret))
         .into_iter()
         .collect();
-    let options = args.access.options(&named, args.output_format, false);
-    if data.is_some() {
-        let files = Files::under(file, args.access.reading()).with_data(data);
-        return Ok(Image::open(path, &options, &files)?);
-    }
+    let options = OpenOptions {
+        data_file: data,
+        ..args.access.options(&named, args.output_format, false)
+    };
     Ok(Image::open_over(path, file, &options, base)?)
 }
 

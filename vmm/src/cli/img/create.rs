@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use cowshed_qcow::{Format, OpenOptions};
+use cowshed_qcow::{Format, Image, OpenOptions};
 
 use super::open::{Access, Named};
 use super::options::{self, Wanted};
@@ -75,22 +75,19 @@ pub(super) fn run(args: &CreateArgs) -> Result<u8, Failure> {
         return usage("which file is to be created?");
     };
     let wanted = Wanted::parse(&args.options, args.backing.as_deref(), args.backing_format)?;
-    let size = match (args.size.or(wanted.size), &wanted.backing_file) {
-        (Some(size), backing) => {
-            if let Some(backing) = backing.as_deref().filter(|_| !args.unsafe_backing) {
-                size_of(args, path, backing, wanted.backing_format)?;
-            }
-            size
+    let backing = match &wanted.backing_file {
+        Some(name) if !args.unsafe_backing => {
+            Some(open_backing(args, path, name, wanted.backing_format)?)
         }
-        (None, Some(backing)) if !args.unsafe_backing => {
-            size_of(args, path, backing, wanted.backing_format)?
-        }
-        (None, _) => {
-            return usage("how large is the disk to be? Give a size after the file's name");
-        }
+        _ => None,
+    };
+    let size = args.size.or(wanted.size);
+    let Some(size) = size.or_else(|| backing.as_ref().map(Image::size)) else {
+        return usage("how large is the disk to be? Give a size after the file's name");
     };
     let size = size.checked_next_multiple_of(512).ok_or_else(too_large)?;
-    let target = Target::begin(path, &wanted, true)?;
+    let needed: Vec<_> = backing.iter().collect();
+    let target = Target::begin(path, &wanted, true, &needed)?;
     target.make(args.format, &wanted, size, &args.access.object)?;
     target.publish()?;
     if !args.quiet {
@@ -104,18 +101,18 @@ fn too_large() -> Failure {
     Failure::Usage("the size is too large".into())
 }
 
-/// The size of a backing file, which is opened to see that it can be.
-fn size_of(
+/// Opens a backing file, to see that it can be, and how large its disk is.
+fn open_backing(
     args: &CreateArgs,
     image: &Path,
     backing: &str,
     format: Option<Format>,
-) -> Result<u64, Failure> {
+) -> Result<Image, Failure> {
     let named = Named::path(&options::beside(image, backing), format);
     let (file, format) = args.access.file(&named, args.access.reading())?;
     let options = OpenOptions {
         stay_locked: true,
         ..args.access.options(&named, format, true)
     };
-    Ok(args.access.open_file(&named.path, file, &options)?.size())
+    args.access.open_file(&named.path, file, &options)
 }

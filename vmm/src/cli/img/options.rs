@@ -82,12 +82,6 @@ impl Wanted {
         id.map(|(_, id)| find(objects, id)).transpose()
     }
 
-    /// The files that a new image needs.
-    pub(super) fn files(&self) -> Result<Vec<String>, Failure> {
-        let data = self.data_file()?.map(|(name, _)| name);
-        Ok(self.backing_file.clone().into_iter().chain(data).collect())
-    }
-
     /// Name of the file that has the data of a new image, and whether that is raw.
     pub(super) fn data_file(&self) -> Result<Option<(String, bool)>, Failure> {
         let value = |wanted: &str| self.other.iter().find(|(key, _)| key == wanted);
