@@ -25,8 +25,8 @@ pub struct ResizeOptions {
 }
 
 impl Image {
-    /// Makes the disk `size` bytes long, a multiple of 512. New bytes are zeros, whatever a backing
-    /// file has there. Waits for requests that run; whoever holds a plan's pin waits for itself.
+    /// Makes the disk `size` bytes long, a multiple of 512 if it is no raw file: that gets the length
+    /// that is asked for. New bytes are zeros, whatever a backing file has there. Waits for requests that run; whoever holds a plan's pin waits for itself.
     pub fn resize(&self, size: u64, options: &ResizeOptions) -> Result<()> {
         self.check_range(0, 0)?;
         let refuse = |reason: String| {
@@ -35,8 +35,9 @@ impl Image {
                 reason,
             })
         };
-        if size > i64::MAX as u64 || !size.is_multiple_of(512) {
-            return refuse(format!("the size {size} is no multiple of 512"));
+        let most = i64::MAX as u64 / 512 * 512;
+        if size > most {
+            return refuse(format!("the size {size} is more than {most}"));
         }
         loop {
             let old = self.size();
@@ -51,6 +52,9 @@ impl Image {
                     _ => Ok(()),
                 };
             };
+            if !size.is_multiple_of(512) {
+                return refuse(format!("the size {size} is no multiple of 512"));
+            }
             if qcow2.version < 3 && qcow2.state().tables.header.snapshots > 0 {
                 return refuse("a version 2 image with snapshots has one size".into());
             }
@@ -100,7 +104,7 @@ fn resize_raw(raw: &Raw, size: u64, preallocation: Preallocation) -> Result<()> 
     let end = raw.host.len()?;
     raw.host.set_len(size)?;
     preallocation.reserve(&raw.host, end..size)?;
-    raw.set_size(size);
+    raw.set_size(size.next_multiple_of(512));
     raw.host.sync()
 }
 

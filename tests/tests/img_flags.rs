@@ -244,6 +244,43 @@ fn statuses() {
     both.run("check leaky");
 }
 
+/// A raw file gets the length that is asked for, and no other image one that is no whole sectors.
+#[test]
+fn sizes_that_are_no_sectors() {
+    let both = Both::new();
+    both.file("raw", &content());
+    both.ok("create -q -f qcow2 disk 0x100000");
+    both.json("info --output=json disk");
+    let lengths = || {
+        let len = |folder: &TempDir| fs::metadata(folder.path().join("raw")).unwrap().len();
+        assert_eq!(len(&both.0), len(&both.1));
+        len(&both.0)
+    };
+    for (words, len) in [
+        ("resize -q -f raw --shrink raw 1000000", 1_000_000),
+        ("resize -q -f raw --shrink raw 1000", 1000),
+        ("resize -q -f raw raw +1", 1025),
+        ("resize -q -f raw raw 0x1001", 4097),
+    ] {
+        both.ok(words);
+        assert_eq!(lengths(), len, "{words}");
+        both.same("raw", "raw");
+    }
+    for words in [
+        "resize disk 1000001",
+        "resize disk +1",
+        "resize --shrink disk 1000",
+        "amend -o size=1048577 disk",
+        "create -f qcow2 new 0x",
+        "create -f qcow2 new 0x1.8",
+        "create -f qcow2 new 1e3",
+    ] {
+        let (ours, _) = both.run(words);
+        assert_eq!(ours.status.code(), Some(1), "{words}");
+    }
+    both.same("disk", "qcow2");
+}
+
 /// `info` opens nothing but the file that was named; with --backing-chain the chain, by its formats.
 #[test]
 fn info_opens_one_file() {

@@ -34,8 +34,15 @@ pub(super) enum ValueError {
 }
 
 /// A size in bytes: a number with an optional k, M, G, T, P or E, powers of 1024, and perhaps a
-/// fraction, such as 1.5G.
+/// fraction, such as 1.5G; or a hexadecimal number, such as 0x100000.
 pub(super) fn size(text: &str) -> Result<u64, ValueError> {
+    if let Some(digits) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(ValueError::Size);
+        }
+        let size = u64::from_str_radix(digits, 16).map_err(|_| ValueError::TooLarge)?;
+        return fits(size);
+    }
     let unit = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match &text[unit.len()..] {
         "" | "b" | "B" => 0,
@@ -59,8 +66,13 @@ pub(super) fn size(text: &str) -> Result<u64, ValueError> {
     whole
         .checked_mul(1 << shift)
         .and_then(|whole| whole.checked_add(fraction))
-        .filter(|size| *size <= i64::MAX as u64)
         .ok_or(ValueError::TooLarge)
+        .and_then(fits)
+}
+
+fn fits(size: u64) -> Result<u64, ValueError> {
+    let fits = size <= i64::MAX as u64;
+    fits.then_some(size).ok_or(ValueError::TooLarge)
 }
 
 /// Guest memory in bytes.

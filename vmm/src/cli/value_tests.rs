@@ -15,11 +15,15 @@ fn sizes() {
         ("0.5k", 512),
         ("7E", 7 << 60),
         ("8388607T", 8_388_607 << 40),
+        ("0x100000", 1 << 20),
+        ("0XFf", 255),
+        ("0x7fffffffffffffff", i64::MAX as u64),
     ] {
         assert_eq!(size(text), Ok(bytes), "{text}");
     }
     for text in [
-        "", "M", "-1", ".5G", "1.5.5", "1e3", " 1", "1 M", "1MB", "0x10", "４",
+        "", "M", "-1", ".5G", "1.5.5", "1e3", " 1", "1 M", "1MB", "0x", "0x+1", "0x1.8", "0x10k",
+        "x10", "４",
     ] {
         assert_eq!(size(text), Err(ValueError::Size), "{text}");
     }
@@ -28,6 +32,8 @@ fn sizes() {
         "8E",
         "18446744073709551616",
         "99999999999999999999k",
+        "0x8000000000000000",
+        "0x10000000000000000",
     ] {
         assert_eq!(size(text), Err(ValueError::TooLarge), "{text}");
     }

@@ -81,7 +81,7 @@ pub(super) fn run(args: &ResizeArgs) -> Result<u8, Failure> {
     Ok(0)
 }
 
-/// The size that `text` asks for, rounded up to 512.
+/// The size that `text` asks for.
 fn wanted(text: &str, old: u64) -> Result<u64, Failure> {
     let wrong = |reason: String| Failure::Usage(format!("the size {text:?}: {reason}"));
     let (sign, digits) = match text.split_at_checked(1) {
@@ -94,8 +94,7 @@ fn wanted(text: &str, old: u64) -> Result<u64, Failure> {
         "-" => old.checked_sub(size),
         _ => Some(size),
     };
-    size.and_then(|size| size.checked_next_multiple_of(512))
-        .filter(|size| *size <= i64::MAX as u64)
+    size.filter(|size| *size <= i64::MAX as u64)
         .ok_or_else(|| wrong("the disk cannot be that size".into()))
 }
 
@@ -108,7 +107,7 @@ mod tests {
         assert_eq!(wanted("1G", 5).unwrap(), 1 << 30);
         assert_eq!(wanted("+1k", 1024).unwrap(), 2048);
         assert_eq!(wanted("-512", 1024).unwrap(), 512);
-        assert_eq!(wanted("513", 0).unwrap(), 1024);
+        assert_eq!(wanted("513", 0).unwrap(), 513);
         for bad in ["", "-2k", "+", "8E", "1X"] {
             assert!(wanted(bad, 1024).is_err(), "{bad}");
         }
