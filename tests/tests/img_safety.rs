@@ -83,6 +83,24 @@ fn without_room_there_is_no_target() {
 }
 
 #[test]
+fn a_mount_point_is_no_target() {
+    with_little_room(
+        "touch small/disk
+        img create -q -f qcow2 small/old 1M
+        cp small/old before
+        mount --bind small/old small/disk
+        for words in 'create -f qcow2 small/disk 1M' 'convert -f raw -O qcow2 raw small/disk'; do
+            status=0
+            img $words 2> said || status=$?
+            [ $status = 1 ] || { echo \"$words: $status\"; exit 1; }
+            grep -q 'small/disk is a mount point' said || { cat said; exit 1; }
+        done
+        cmp small/old before
+        [ \"$(ls -A small | tr '\\n' ' ')\" = 'disk old ' ]",
+    );
+}
+
+#[test]
 fn a_commit_without_room_is_run_again() {
     with_little_room(
         "img create -q -f qcow2 small/base 3M

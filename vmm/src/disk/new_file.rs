@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Seek};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::{Path, PathBuf};
 
 use cowshed_qcow::storage::Identity;
@@ -97,6 +98,9 @@ impl NewFile {
         if files::identity(&target) != Some(old) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
+        // Who is not root can give no file to others, nor to groups that are not their own.
+        let _ = fchown(&self.file, None, Some(metadata.gid()));
+        let _ = fchown(&self.file, Some(metadata.uid()), None);
         self.file.set_permissions(metadata.permissions())?;
         self.file.sync_all()?;
         let folder = folder_of(&target);
@@ -217,6 +221,26 @@ mod tests {
             assert_eq!(std::fs::read_to_string(&path).unwrap(), left, "{change}");
             assert_eq!(names(folder.path()), ["there"]);
         }
+    }
+
+    #[test]
+    fn the_owner_stays() {
+        use std::os::unix::fs::{PermissionsExt, chown};
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("there");
+        std::fs::write(&path, "old").unwrap();
+        // Who is not root owns nothing else than their own.
+        let _ = chown(&path, Some(4711), Some(815));
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o4640)).unwrap();
+        let of = |path: &Path| {
+            let metadata = path.metadata().unwrap();
+            (metadata.uid(), metadata.gid(), metadata.mode())
+        };
+        let before = of(&path);
+        let old = files::identity(&path).unwrap();
+        NewFile::beside(&path).unwrap().replace(&path, old).unwrap();
+        assert_eq!(of(&path), before);
+        assert_eq!(std::fs::read(&path).unwrap(), b"");
     }
 
     #[test]

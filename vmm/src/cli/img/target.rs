@@ -9,6 +9,8 @@ use cowshed_qcow::{
     DataFile, FileStorage, Format, Image, OpenOptions, ResizeOptions, Storage, create,
 };
 
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+
 use super::interrupt::remove_when_ended;
 use super::options::{self, Wanted};
 use super::secrets::SecretObject;
@@ -126,6 +128,14 @@ impl Part {
             );
             return Err(Failure::Usage(text));
         }
+        if is_mount_point(path) {
+            let text = format!(
+                "{} is a mount point, which no new file can replace: choose another name, and copy the \
+                 image to it afterwards",
+                path.display()
+            );
+            return Err(Failure::Usage(text));
+        }
         let old = match found {
             None => None,
             Some(found) => {
@@ -169,6 +179,12 @@ impl Part {
             _ => failed(path)(error),
         })
     }
+}
+
+/// Whether a file is mounted there, as containers have it. Old kernels do not say.
+fn is_mount_point(path: &Path) -> bool {
+    let found = statx(CWD, path, AtFlags::empty(), StatxFlags::empty());
+    found.is_ok_and(|file| file.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 /// Whether two paths lead to one file, or would if there were one.
