@@ -4,7 +4,6 @@ const DEVICE_READY: u16 = 0;
 const PORT_ADD: u16 = 1;
 const PORT_READY: u16 = 3;
 const CONSOLE_PORT: u16 = 4;
-const RESIZE: u16 = 5;
 const PORT_OPEN: u16 = 6;
 const PORT_NAME: u16 = 7;
 
@@ -44,7 +43,6 @@ pub(super) enum ToDriver<'a> {
     Console,
     Name(&'a str),
     Open(bool),
-    Resize { columns: u16, rows: u16 },
 }
 
 impl ToDriver<'_> {
@@ -55,19 +53,12 @@ impl ToDriver<'_> {
             Self::Console => (CONSOLE_PORT, 1),
             Self::Name(_) => (PORT_NAME, 1),
             Self::Open(open) => (PORT_OPEN, u16::from(open)),
-            Self::Resize { .. } => (RESIZE, 0),
         };
         let mut bytes = port.to_le_bytes().to_vec();
         bytes.extend_from_slice(&event.to_le_bytes());
         bytes.extend_from_slice(&value.to_le_bytes());
-        match *self {
-            Self::Name(name) => bytes.extend_from_slice(name.as_bytes()),
-            // In the specification's order. Linux had it the other way round until 2025.
-            Self::Resize { columns, rows } => {
-                bytes.extend_from_slice(&columns.to_le_bytes());
-                bytes.extend_from_slice(&rows.to_le_bytes());
-            }
-            _ => {}
+        if let Self::Name(name) = self {
+            bytes.extend_from_slice(name.as_bytes());
         }
         bytes
     }

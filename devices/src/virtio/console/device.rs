@@ -12,7 +12,6 @@ use crate::threads::Kind;
 use crate::virtio::device::{Activation, VirtioDevice, feature};
 use crate::virtio::worker::Worker;
 
-const F_SIZE: u32 = 0;
 const F_MULTIPORT: u32 = 1;
 /// A driver fills each receive queue with a page per entry when it starts.
 const QUEUE_SIZE: u16 = 32;
@@ -61,7 +60,7 @@ impl VirtioDevice for Console {
     }
 
     fn features(&self) -> u64 {
-        feature(F_SIZE) | feature(F_MULTIPORT)
+        feature(F_MULTIPORT)
     }
 
     /// A pair for each port, and one for control.
@@ -71,9 +70,8 @@ impl VirtioDevice for Console {
 
     /// `struct virtio_console_config` (section 5.3.4).
     fn config(&self) -> Vec<u8> {
-        let size = self.hub.size();
-        let mut config = size.columns.to_le_bytes().to_vec();
-        config.extend_from_slice(&size.rows.to_le_bytes());
+        // Columns and rows, not offered.
+        let mut config = vec![0; 4];
         config.extend_from_slice(&(self.hub.ports.len() as u32).to_le_bytes());
         // Emergency write, not offered.
         config.extend_from_slice(&[0; 4]);

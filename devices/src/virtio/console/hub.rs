@@ -19,16 +19,8 @@ pub(super) struct HostPort {
     pub(super) output: Arc<Output>,
 }
 
-/// Columns and rows of the terminal.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Size {
-    pub(super) columns: u16,
-    pub(super) rows: u16,
-}
-
 #[derive(Default)]
 struct State {
-    size: Size,
     /// The queues' thread runs.
     running: bool,
     /// Number of the newest drain that was asked for, and of the newest that is done.
@@ -76,10 +68,6 @@ impl Hub {
             state: Mutex::default(),
             changed: Condvar::new(),
         })
-    }
-
-    pub(super) fn size(&self) -> Size {
-        self.state().size
     }
 
     pub(super) fn set_running(&self, running: bool) {
@@ -142,11 +130,5 @@ impl ConsoleHandle {
         }
         drop(state);
         hub.ports.iter().all(|port| port.output.settle(deadline))
-    }
-
-    /// Tells the guest the terminal's size, for the ports that are consoles.
-    pub fn resize(&self, columns: u16, rows: u16) {
-        self.0.state().size = Size { columns, rows };
-        self.0.wake();
     }
 }

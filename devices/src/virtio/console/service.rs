@@ -7,13 +7,12 @@ use std::sync::Arc;
 use vm_memory::GuestMemoryError;
 
 use super::control::{self, FromDriver, ToDriver};
-use super::hub::{HostPort, Hub, Size};
+use super::hub::{HostPort, Hub};
 use super::output::{LAST_LIMIT, LIMIT};
 use crate::poll;
 use crate::virtio::Memory;
 use crate::virtio::buffers::Buffers;
 use crate::virtio::device::Activation;
-use crate::virtio::link::DriverLink;
 use crate::virtio::queue::{self, Chain, VirtQueue};
 use crate::virtio::worker::Stop;
 
@@ -55,14 +54,12 @@ struct Drain {
 pub(super) struct Service {
     hub: Arc<Hub>,
     memory: Memory,
-    link: Arc<DriverLink>,
     multiport: bool,
     sessions: Vec<Session>,
     control_receive: Option<VirtQueue>,
     control_transmit: Option<VirtQueue>,
     /// Messages that wait for a buffer of the driver's.
     outbox: VecDeque<Vec<u8>>,
-    size: Size,
     drain: Option<Drain>,
     copy: Vec<u8>,
 }
@@ -83,10 +80,8 @@ impl Service {
             (only.guest_open, only.host_open) = (true, true);
         }
         Self {
-            size: hub.size(),
             hub,
             memory: activation.memory,
-            link: activation.link,
             multiport,
             sessions,
             control_receive,
@@ -117,7 +112,6 @@ impl Service {
 
     /// Does what can be done without waiting; true if there is more.
     fn turn(&mut self) -> Result<bool, Error> {
-        self.announce_size();
         let mut more = self.hear()?;
         for index in 0..self.sessions.len() {
             more |= self.transmit(index, LIMIT)?;
@@ -203,46 +197,12 @@ impl Service {
         };
         if port.is_console {
             self.say(index, &ToDriver::Console);
-            self.say_size(index);
         }
         self.say(index, &ToDriver::Name(&port.name));
         let over = port.input.as_ref().is_some_and(|input| input.is_over());
         if !over && let Some(session) = self.sessions.get_mut(index) {
             session.host_open = true;
             self.say(index, &ToDriver::Open(true));
-        }
-    }
-
-    fn announce_size(&mut self) {
-        let size = self.hub.size();
-        if size == self.size {
-            return;
-        }
-        self.size = size;
-        if !self.multiport {
-            self.link.config_changed();
-        }
-        for index in 0..self.hub.ports.len() {
-            let console = self
-                .hub
-                .ports
-                .get(index)
-                .is_some_and(|port| port.is_console);
-            if console
-                && self
-                    .sessions
-                    .get(index)
-                    .is_some_and(|session| session.host_open)
-            {
-                self.say_size(index);
-            }
-        }
-    }
-
-    fn say_size(&mut self, port: usize) {
-        let Size { columns, rows } = self.size;
-        if self.size != Size::default() {
-            self.say(port, &ToDriver::Resize { columns, rows });
         }
     }
 
