@@ -138,7 +138,9 @@ impl<S: Serialize, R: DeserializeOwned> Link<S, R> {
         loop {
             match recv(&self.socket, &mut *packet, flags) {
                 Err(Errno::INTR) => {}
-                Err(Errno::CONNRESET) => return Ok(0),
+                // The other end has gone without reading our last words. That comes once, and before
+                // what it had said itself.
+                Err(Errno::CONNRESET) => {}
                 received => return Ok(received?.1),
             }
         }
@@ -176,6 +178,19 @@ mod tests {
         assert!(session.has_something());
         assert!(session.hear().unwrap().is_none());
         session.tell(&Order::Stop);
+    }
+
+    #[test]
+    fn last_words_are_heard_of_who_did_not_listen_any_more() {
+        let (session, monitor) = pair().unwrap();
+        session.tell(&Order::Stop);
+        monitor.tell(&Told::Failed("no memory".into()));
+        drop(monitor);
+        let Some(Told::Failed(why)) = session.hear().unwrap() else {
+            panic!("another message");
+        };
+        assert_eq!(why, "no memory");
+        assert!(session.hear().unwrap().is_none());
     }
 
     #[test]
