@@ -128,3 +128,48 @@ impl Drop for Alone<'_> {
         self.qcow2.notify();
     }
 }
+
+// Shuttle's locks work in its schedules only.
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use std::path::Path;
+    use std::sync::{Arc, mpsc};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::layer::Layer;
+    use crate::{CreateOptions, Format, Image, MemoryStorage, OpenOptions, create};
+
+    fn top(image: &Image) -> &Qcow2 {
+        match image.layers.first() {
+            Some(Layer::Qcow2(qcow2)) => qcow2,
+            _ => panic!("it was made as qcow2"),
+        }
+    }
+
+    /// Who waits for an allocation when all writing is stopped lets go of the image.
+    #[test]
+    fn a_failed_wait_ends() {
+        let (path, storage) = (Path::new("disk"), Arc::new(MemoryStorage::default()));
+        create(path, storage.clone(), &CreateOptions::new(1 << 20)).unwrap();
+        let options = OpenOptions::new(Format::Qcow2);
+        let image = Arc::new(Image::open_over(path, storage, &options, None).unwrap());
+        let qcow2 = top(&image);
+        let mut state = qcow2.state();
+        qcow2.split(&mut state).unwrap().1.allocating.push(0..1);
+        drop(state);
+
+        let (sender, ended) = mpsc::channel();
+        let waits = image.clone();
+        // Not joined: it might never end.
+        std::thread::spawn(move || sender.send(top(&waits).alone().is_err()));
+        let is_alone = || qcow2.state().writing.as_ref().unwrap().alone;
+        while !is_alone() {
+            std::thread::yield_now();
+        }
+        qcow2.state().tables.stopped = Some("it is broken".into());
+        qcow2.notify();
+        assert_eq!(ended.recv_timeout(Duration::from_secs(30)), Ok(true));
+        assert!(!is_alone());
+    }
+}
