@@ -176,7 +176,15 @@ impl Storage for Counting {
     }
 }
 
-/// An L2 table that 32768 L1 entries name is read once, and its clusters have as many references.
+/// Exit code of `qemu-img check`.
+fn qemus_code(folder: &Path) -> i32 {
+    let output = Command::new("qemu-img")
+        .args(["check", "-q", "-f", "qcow2", "odd.qcow2"])
+        .current_dir(folder)
+        .output();
+    output.unwrap().status.code().unwrap()
+}
+
 /// What QEMU does not even open.
 #[test]
 fn what_contradicts_the_header_is_found() {
@@ -196,22 +204,26 @@ fn what_contradicts_the_header_is_found() {
     let extension = sound.windows(4).position(|at| at == magic).unwrap();
     let directory = &sound[extension + 24..extension + 32];
     let directory = u64::from_be_bytes(directory.try_into().unwrap()) as usize;
-    // A table of five clusters for one cluster of bits; a raw data file where there is none.
     for (at, new, problem) in [
+        // A table of five clusters for one cluster of bits.
         (directory + 11, 5, Problem::Bitmap),
+        // A flag, types and granularities that there are not.
+        (directory + 15, 0b1010, Problem::Bitmap),
+        (directory + 16, 0, Problem::Bitmap),
+        (directory + 16, 2, Problem::Bitmap),
+        (directory + 17, 8, Problem::Bitmap),
+        (directory + 17, 32, Problem::Bitmap),
+        (directory + 17, 255, Problem::Bitmap),
+        // A raw data file where there is none.
         (95, 0b11, Problem::Features),
     ] {
         let mut bytes = sound.clone();
         bytes[at] = new;
         std::fs::write(&path, &bytes).unwrap();
-        let qemu = Command::new("qemu-img")
-            .args(["check", "-q", "-f", "qcow2", "odd.qcow2"])
-            .current_dir(folder)
-            .output();
-        assert!(!qemu.unwrap().status.success(), "{problem:?}");
+        assert_eq!(qemus_code(folder), 1, "{problem:?}");
         let report = ours(&bytes).unwrap();
         let found: Vec<_> = report.findings.iter().map(|f| f.problem).collect();
-        assert_eq!(found, [problem]);
+        assert_eq!(found, [problem], "{at}: {new}");
         let storage = Arc::new(MemoryStorage::new(bytes));
         let options = CheckOptions::default();
         let report = repair(&path, storage.clone(), Repair::All, &options).unwrap();
@@ -223,6 +235,33 @@ fn what_contradicts_the_header_is_found() {
     }
 }
 
+/// A snapshot whose L1 table is at no cluster, with entries and without.
+#[test]
+fn snapshots_at_no_cluster_are_found() {
+    if !have_qemu() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let path = folder.join("odd.qcow2");
+    qemu_create(folder, "cluster_size=64k", "odd.qcow2", "64M");
+    qemu_img(folder, &["snapshot", "-c", "one", "odd.qcow2"]);
+    let sound = std::fs::read(&path).unwrap();
+    assert!(ours(&sound).unwrap().is_clean());
+    let table = u64::from_be_bytes(sound[64..72].try_into().unwrap()) as usize;
+    for entries in [1, 0] {
+        let mut bytes = sound.clone();
+        bytes[table + 6] = 2;
+        bytes[table + 11] = entries;
+        std::fs::write(&path, &bytes).unwrap();
+        assert_eq!(qemus_code(folder), 2);
+        let report = ours(&bytes).unwrap();
+        let mut found = report.findings.iter().map(|f| f.problem);
+        assert!(found.any(|p| p == Problem::Snapshot), "{report:?}");
+    }
+}
+
+/// An L2 table that 32768 L1 entries name is read once, and its clusters have as many references.
 #[test]
 fn a_shared_table_is_read_once() {
     let storage = Arc::new(MemoryStorage::default());

@@ -241,27 +241,35 @@ impl Entry {
             let reason = "it was in use when the image was last closed, so that marks are missing";
             return Some(reason.into());
         }
-        let table = self.misfit(size, geometry)?;
-        Some(format!("its table is {table}"))
+        self.misfit(size, geometry)
     }
 
-    /// The size of its table if that is not what a disk of `size` bytes needs. Of what is in use or
-    /// not known nothing is needed.
-    pub(crate) fn misfit(&self, size: u64, geometry: Geometry) -> Option<String> {
-        if self.flags & IN_USE != 0 || self.unknown().is_some() {
-            return None;
-        }
+    /// Why its table is not what a disk of `size` bytes needs; `None` if it is, or it is in use, when
+    /// it need not be.
+    fn misfit(&self, size: u64, geometry: Geometry) -> Option<String> {
         let expected = parts(size, self.granularity_bits, geometry);
-        (expected != Some(self.parts)).then(|| {
+        (self.flags & IN_USE == 0 && expected != Some(self.parts)).then(|| {
             format!(
-                "one of {} entries, which does not fit a disk of {size} bytes",
+                "its table has {} entries, which does not fit a disk of {size} bytes",
                 self.parts
             )
         })
     }
 
+    /// Why QEMU does not open an image with it. Extra data is for others to know.
+    pub(crate) fn fault(&self, size: u64, geometry: Geometry) -> Option<String> {
+        self.outside().or_else(|| self.misfit(size, geometry))
+    }
+
     /// What of it this crate does not know.
     fn unknown(&self) -> Option<String> {
+        let extra = !self.extra.is_empty() && self.flags & EXTRA_DATA_COMPATIBLE == 0;
+        let extra = extra.then(|| "it has extra data that is not known".into());
+        self.outside().or(extra)
+    }
+
+    /// What of it is none of the values that the format has, or QEMU takes.
+    fn outside(&self) -> Option<String> {
         if self.kind != DIRTY_TRACKING {
             return Some(format!("its type is {}, only 1 is known", self.kind));
         }
@@ -274,9 +282,6 @@ impl Entry {
                 "its granularity is 2 to the {}, it can be 512 bytes to 2 GiB",
                 self.granularity_bits
             ));
-        }
-        if !self.extra.is_empty() && self.flags & EXTRA_DATA_COMPATIBLE == 0 {
-            return Some("it has extra data that is not known".into());
         }
         None
     }

@@ -21,11 +21,11 @@ impl Survey {
                 for entry in &directory.entries {
                     let entries = u64::from(entry.parts);
                     self.span("bitmap table", entry.table, entries * 8);
-                    if let Some(reason) = entry.misfit(subject.header.size, subject.header.geometry)
-                    {
+                    let (size, geometry) = (subject.header.size, subject.header.geometry);
+                    if let Some(reason) = entry.fault(size, geometry) {
                         findings.add(Problem::Bitmap, || {
-                            let expected = "one for the whole disk";
-                            Violation::new("bitmap's table", entry.at, reason, expected)
+                            let expected = "one that fits the format and the disk";
+                            Violation::new("bitmap", entry.at, format!("wrong: {reason}"), expected)
                         });
                     }
                     self.bitmap_tables.push((entry.table, entries));

@@ -27,7 +27,8 @@ pub enum Problem {
     /// A snapshot whose tables cannot be walked, or one that does not say the sizes that version 3
     /// demands.
     Snapshot,
-    /// A bitmap whose tables cannot be walked, or do not fit the disk.
+    /// A bitmap whose tables cannot be walked, that does not fit the disk, or is of a kind that the
+    /// format does not have.
     Bitmap,
     /// Features in the header that contradict each other.
     Features,

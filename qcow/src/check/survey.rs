@@ -275,6 +275,14 @@ impl Survey {
                 continue;
             }
             let (offset, entries) = (snapshot.l1_offset, snapshot.l1_entries as u64);
+            // Where there is nothing to walk it does no harm to who opens the image.
+            if header.geometry.within(offset) != 0 {
+                findings.add(Problem::Snapshot, || {
+                    let expected = format!("a multiple of {}", header.geometry.cluster());
+                    let (field, value) = ("l1_table_offset of a snapshot", format!("{offset:#x}"));
+                    Violation::new(field, at, value, expected)
+                });
+            }
             self.l1(subject, findings, offset, entries, false)?;
         }
         Ok(())
