@@ -149,7 +149,13 @@ impl Output {
             match result {
                 Ok(()) => state.settled += chunk.len() as u64,
                 Err(error) => {
-                    tracing::debug!(port = self.name, %error, "output is dropped from now on");
+                    let port = &self.name;
+                    // A reader that has enough goes, and that is nobody's failure.
+                    if error.kind() == io::ErrorKind::BrokenPipe {
+                        tracing::debug!(port, %error, "output is dropped from now on");
+                    } else {
+                        tracing::warn!(port, %error, "output is lost from now on");
+                    }
                     Self::kill(&mut state);
                     state.broken = true;
                     self.changed.notify_all();
